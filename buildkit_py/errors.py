@@ -1,0 +1,197 @@
+"""Every exception that buildkit_py raises on purpose.
+
+::
+
+    BuildKitError
+      InvalidDigest, InvalidReference, InvalidPlatform,
+      InvalidAddress, InvalidOption          also ValueError; raised before any I/O
+      ConnectFailed, ConnectionLost, SessionClosed
+      DeadlineExceeded                       also TimeoutError
+      ProtocolError                          a peer broke the protocol
+      PeerError                              a peer reported a failure of its own
+      RPCError                               the daemon answered a call with an error
+        SolveError                           a build failed
+      RegistryError                          a registry answered with an error
+        Unauthorized, NotFound
+      BuildErrors                            more than one platform failed (an ExceptionGroup)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+class BuildKitError(Exception):
+    """Base of all errors of this library."""
+
+
+class InvalidDigest(BuildKitError, ValueError):
+    """Text that is not a digest, or content that does not have the digest it should have."""
+
+
+class InvalidReference(BuildKitError, ValueError):
+    """Text that is not an image reference."""
+
+
+class InvalidPlatform(BuildKitError, ValueError):
+    """Text that is not a platform, or a platform given twice."""
+
+
+class InvalidAddress(BuildKitError, ValueError):
+    """Text that is not the address of a daemon."""
+
+
+class InvalidOption(BuildKitError, ValueError):
+    """An option that cannot be used as given; the message names it."""
+
+
+class ConnectFailed(BuildKitError):
+    """No daemon answered; attempts says what was tried."""
+
+    def __init__(self, message: str, attempts: Sequence[tuple[str, str]] = ()) -> None:
+        self.attempts = tuple(attempts)
+        """(address, reason) of each place that was tried, in order."""
+        super().__init__(message)
+
+
+class ConnectionLost(BuildKitError):
+    """The daemon or registry went away in the middle of something."""
+
+
+class SessionClosed(BuildKitError):
+    """The session with the daemon ended before the work that needs it."""
+
+
+class DeadlineExceeded(BuildKitError, TimeoutError):
+    """A wait that has a limit reached it."""
+
+
+class ProtocolError(BuildKitError):
+    """The other side sent something that the protocol does not allow."""
+
+
+class PeerError(BuildKitError):
+    """The other side of a stream said that it failed."""
+
+
+class RPCError(BuildKitError):
+    """The daemon answered a call with an error status."""
+
+    def __init__(self, code: str, message: str, details: Sequence[tuple[str, bytes]] = ()) -> None:
+        self.code = code
+        """Name of the gRPC status code, such as "UNAVAILABLE"."""
+        self.message = message
+        self.details = tuple(details)
+        """(type URL, value) of each detail, as received."""
+        super().__init__(message if code in {"UNKNOWN", ""} else f"{code}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSnippet:
+    """A part of a source file that an error points at."""
+
+    filename: str
+    language: str
+    data: bytes
+    """The whole file."""
+    ranges: tuple[tuple[int, int], ...]
+    """First and last line of each range, from 1."""
+
+
+class SolveError(RPCError):
+    """A solve failed in the daemon; what it failed at is in the fields."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        details: Sequence[tuple[str, bytes]] = (),
+        *,
+        ref: str = "",
+        platform: str = "",
+        vertex: str = "",
+        vertex_name: str = "",
+        exit_code: int | None = None,
+        log_tail: Sequence[str] = (),
+        sources: Sequence[SourceSnippet] = (),
+    ) -> None:
+        self.ref = ref
+        self.platform = platform
+        """Platform of the solve, if it was for one."""
+        self.vertex = vertex
+        """Digest of the vertex that failed, or ""."""
+        self.vertex_name = vertex_name
+        self.exit_code = exit_code
+        """Exit code of the process that failed; None where no process did, or where it is unknown."""
+        self.log_tail = tuple(log_tail)
+        """Last lines that the vertex printed."""
+        self.sources = tuple(sources)
+        """Where in the source the failure lies, innermost first."""
+        super().__init__(code, message, details)
+
+
+class RegistryError(BuildKitError):
+    """A registry answered with a status that was not asked for, or not at all (status 0)."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        codes: Sequence[str] = (),
+        retryable: bool = False,
+    ) -> None:
+        self.status = status
+        """HTTP status; 0 when no answer came."""
+        self.codes = tuple(codes)
+        """Error codes of the OCI distribution-spec, such as "MANIFEST_UNKNOWN"."""
+        self.retryable = retryable
+        super().__init__(message)
+
+
+class Unauthorized(RegistryError):
+    """The registry or its token server refused the credentials, or wants some."""
+
+
+class NotFound(RegistryError):
+    """The registry has no such manifest, blob or repository."""
+
+
+class BuildErrors(ExceptionGroup[BuildKitError], BuildKitError):
+    """More than one platform failed; exceptions holds one error for each."""
+
+    def __new__(cls, message: str, errors: Sequence[BuildKitError]) -> BuildErrors:
+        return super().__new__(cls, message, errors)
+
+    def derive(self, excs: Sequence[BuildKitError], /) -> BuildErrors:  # type: ignore[override]  # narrower on purpose
+        return BuildErrors(self.message, excs)
+
+
+def describe_attempts(attempts: Mapping[str, str] | Sequence[tuple[str, str]]) -> str:
+    """One indented line for each (address, reason)."""
+    pairs = attempts.items() if isinstance(attempts, Mapping) else attempts
+    return "".join(f"\n  {address}: {reason}" for address, reason in pairs)
+
+
+__all__ = [
+    "BuildKitError",
+    "InvalidDigest",
+    "InvalidReference",
+    "InvalidPlatform",
+    "InvalidAddress",
+    "InvalidOption",
+    "ConnectFailed",
+    "ConnectionLost",
+    "SessionClosed",
+    "DeadlineExceeded",
+    "ProtocolError",
+    "PeerError",
+    "RPCError",
+    "SolveError",
+    "SourceSnippet",
+    "RegistryError",
+    "Unauthorized",
+    "NotFound",
+    "BuildErrors",
+]
