@@ -141,12 +141,22 @@ class RegistryError(BuildKitError):
         status: int = 0,
         codes: Sequence[str] = (),
         retryable: bool = False,
+        host: str = "",
+        method: str = "",
+        repository: str = "",
+        retry_after: float | None = None,
     ) -> None:
         self.status = status
         """HTTP status; 0 when no answer came."""
         self.codes = tuple(codes)
         """Error codes of the OCI distribution-spec, such as "MANIFEST_UNKNOWN"."""
         self.retryable = retryable
+        self.host = host
+        """host[:port] that was asked; "" where the failure has none."""
+        self.method = method
+        self.repository = repository
+        self.retry_after = retry_after
+        """Seconds that the registry asked to wait, if it did."""
         super().__init__(message)
 
 
