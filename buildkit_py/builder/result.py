@@ -1,0 +1,79 @@
+"""What came of a build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from buildkit_py.digest import Digest
+from buildkit_py.oci import Descriptor
+from buildkit_py.platforms import Platform
+from buildkit_py.reference import Reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformResult:
+    """One platform of a build."""
+
+    platform: Platform | None
+    """None where no platform was asked for and no image tells which one the daemon's own is."""
+    manifest: Descriptor | None
+    """The image manifest as it stands in the index; None where no image was exported."""
+    config_digest: Digest | None
+    size: int | None
+    """Bytes of manifest, config and layers; None where they were not read back."""
+    attestations: tuple[Descriptor, ...]
+    ref: str
+    """Id of the solve, the key to the daemon's build history."""
+    node: str
+    """Address of the daemon that solved it."""
+    seconds: float
+    """From the solve request to its reply."""
+    cached: int
+    total: int
+    """Vertexes from the cache, and all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """All platforms of a build and what joins them."""
+
+    platforms: tuple[PlatformResult, ...]
+    """In the order they were asked for."""
+    descriptor: Descriptor | None
+    """Root of the result: the index, or the one manifest; None where no image was exported."""
+    references: tuple[Reference, ...]
+    """What was pushed."""
+    seconds: float
+    """Wall time of the whole build."""
+    publish_seconds: float
+    """From the end of the slowest solve to the last tag written and the last file in place."""
+
+    def metadata(self) -> dict[str, object]:
+        """What ``--metadata-file`` writes: docker buildx's keys, and ``buildkit_py.platforms``."""
+        fields: dict[str, object] = {}
+        if self.descriptor is not None:
+            fields["containerimage.descriptor"] = self.descriptor.to_json()
+            fields["containerimage.digest"] = str(self.descriptor.digest)
+            only = self.platforms[0] if len(self.platforms) == 1 else None
+            if only is not None and only.config_digest is not None and not only.attestations:
+                fields["containerimage.config.digest"] = str(only.config_digest)
+        if self.references:
+            fields["image.name"] = ",".join(str(reference) for reference in self.references)
+        fields["buildkit_py.platforms"] = {
+            str(entry.platform or "default"): _platform_fields(entry) for entry in self.platforms
+        }
+        return fields
+
+
+def _platform_fields(entry: PlatformResult) -> Mapping[str, object]:
+    return {
+        "manifest.digest": None if entry.manifest is None else str(entry.manifest.digest),
+        "config.digest": None if entry.config_digest is None else str(entry.config_digest),
+        "size": entry.size,
+        "node": entry.node,
+        "ref": entry.ref,
+        "seconds": round(entry.seconds, 6),
+        "vertexes.cached": entry.cached,
+        "vertexes.total": entry.total,
+    }

@@ -1,0 +1,196 @@
+"""Entry of the command line: find the command, run it, turn errors into lines and exit codes.
+
+Exit codes: 0 done, 1 the build or a server failed, 2 bad usage, 130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
+from typing import NoReturn, Protocol, cast
+
+from buildkit_py.errors import (
+    BuildErrors,
+    BuildKitError,
+    InvalidAddress,
+    InvalidDigest,
+    InvalidOption,
+    InvalidPlatform,
+    InvalidReference,
+)
+
+_USAGE_ERRORS = (InvalidAddress, InvalidDigest, InvalidOption, InvalidPlatform, InvalidReference)
+
+_COMMANDS = {
+    "build": ("build", "build a Dockerfile for one platform or many"),
+    "run": ("run", "run an image of a registry on the daemon, per platform"),
+    "imagetools": ("imagetools", "look at images and indexes in a registry"),
+    "info": ("state", "print the daemon's version"),
+    "workers": ("state", "list the daemon's workers and their platforms"),
+    "du": ("state", "list the daemon's cache records"),
+    "prune": ("state", "delete cache records"),
+    "daemon": ("daemon", "start, show or stop a private local daemon"),
+}
+"""Module and help line by command."""
+
+
+class _Subparsers(Protocol):
+    def add_parser(
+        self,
+        name: str,
+        *,
+        help: str,
+        description: str,
+        parents: Sequence[argparse.ArgumentParser],
+        allow_abbrev: bool,
+    ) -> argparse.ArgumentParser: ...
+
+
+class _CommandModule(Protocol):
+    def configure(self, name: str, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        ...
+
+    async def execute(self, args: argparse.Namespace) -> int:
+        """Run the command; the exit code."""
+        ...
+
+
+def entry() -> NoReturn:
+    """Console script."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Prints the result to stdout and all else to stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser, modules = _parser(words)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    debug = bool(getattr(args, "debug", False))
+    try:
+        return _run(modules[args.command].execute(args))
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 128 + signal.SIGINT
+    except _Terminated:
+        _say("terminated")
+        return 128 + signal.SIGTERM
+    except BrokenPipeError:
+        # The reader of stdout is gone; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except BuildKitError as error:
+        if debug:
+            traceback.print_exc()
+        _report(error)
+        return 2 if isinstance(error, _USAGE_ERRORS) else 1
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return 1
+
+
+def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _CommandModule]]:
+    """Only the module of the command that is called gets imported: start-up time is what users feel."""
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = shared.add_argument_group("daemon")
+    group.add_argument("--addr", metavar="ADDR", help="daemon, such as unix:///run/buildkit/buildkitd.sock")
+    group.add_argument("--tlscacert", metavar="FILE", help="CA certificate of the daemon")
+    group.add_argument("--tlscert", metavar="FILE", help="client certificate")
+    group.add_argument("--tlskey", metavar="FILE", help="client key")
+    group.add_argument("--tlsdir", metavar="DIR", help="directory with ca.pem, cert.pem and key.pem")
+    group.add_argument("--tlsservername", metavar="NAME", help="name that the daemon's certificate must have")
+    group.add_argument("--debug", action="store_true", help="print tracebacks")
+    parser = argparse.ArgumentParser(
+        prog="buildkit-py",
+        description="Native client of BuildKit.",
+        parents=[shared],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = cast(
+        "_Subparsers", parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    )
+    called = {word for word in words if word in _COMMANDS}
+    modules: dict[str, _CommandModule] = {}
+    for name, (module, help_line) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=help_line, description=help_line, parents=[shared], allow_abbrev=False
+        )
+        if name in called:
+            modules[name] = cast("_CommandModule", importlib.import_module(f"buildkit_py.cli.{module}"))
+            modules[name].configure(name, command)
+    return parser, modules
+
+
+def _version() -> str:
+    from buildkit_py import __version__
+
+    return f"buildkit-py {__version__}"
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _run(command: Coroutine[object, object, int]) -> int:
+    """Run to the end; SIGINT and SIGTERM cancel the command, which then ends its solves and sessions."""
+    terminated = False
+
+    async def under_signals() -> int:
+        nonlocal terminated
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            if task is not None:
+                task.cancel()
+
+        _on_signal(loop, signal.SIGTERM, terminate)
+        return await command
+
+    try:
+        return asyncio.run(under_signals())
+    except asyncio.CancelledError:
+        if terminated:
+            raise _Terminated from None
+        raise
+
+
+def _on_signal(
+    loop: asyncio.AbstractEventLoop, number: signal.Signals, action: Callable[[], None]
+) -> None:
+    try:
+        loop.add_signal_handler(number, action)
+    except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not a POSIX system
+        return
+
+
+def _report(error: BuildKitError) -> None:
+    if isinstance(error, BuildErrors):
+        for member in error.exceptions:
+            if isinstance(member, BuildKitError):
+                _report(member)
+        return
+    from buildkit_py.cli.report import error_text
+
+    _say(error_text(error))
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        return

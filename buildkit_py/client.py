@@ -1,0 +1,382 @@
+"""Client of one daemon: solves, their status, and the daemon's own state."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias
+
+from buildkit_py import rpc
+from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError, RPCError, SessionClosed
+from buildkit_py.oci import Descriptor
+from buildkit_py.options import CacheSpec, ExporterSpec
+from buildkit_py.pb import control_pb2, ops_pb2
+from buildkit_py.progress import BuildProgress, StatusUpdate
+from buildkit_py.records import DaemonInfo, UsageRecord, Worker
+from buildkit_py.session.attachable import Attachable
+from buildkit_py.session.server import Session, open_session
+
+_REF_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+_REF_LENGTH = 25  # as the Go client's random ids
+
+STATUS_DRAIN_SECONDS = 5.0
+"""How long after the end of a solve its status may be silent before it is given up."""
+_FAILED_DRAIN_SECONDS = 1.0
+# A daemon that loses the session often says why in the reply to the solve, a moment later.
+_SESSION_GRACE_SECONDS = 2.0
+
+StatusHandler: TypeAlias = Callable[[StatusUpdate], None]
+"""Gets each update on the event loop; must not block. What it raises ends the solve."""
+
+
+def new_ref() -> str:
+    """A random id for one solve, which must never be used twice on a daemon."""
+    return "".join(secrets.choice(_REF_ALPHABET) for _ in range(_REF_LENGTH))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveRequest:
+    """What a daemon should solve: a frontend with its attributes, or a definition.
+
+    Source: buildkit, api/services/control/control.proto, SolveRequest.
+    """
+
+    frontend: str = ""
+    """``dockerfile.v0`` or ``gateway.v0``; empty when there is a definition."""
+    frontend_attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    definition: bytes | None = None
+    """A serialised ``pb.Definition``."""
+    frontend_inputs: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    exporters: Sequence[ExporterSpec] = ()
+    cache_imports: Sequence[CacheSpec] = ()
+    cache_exports: Sequence[CacheSpec] = ()
+    entitlements: Sequence[str] = ()
+    internal: bool = False
+    """True leaves no record in the daemon's build history."""
+    ref: str = field(default_factory=new_ref)
+    label: str = ""
+    """Name of this solve among others in errors, such as its platform."""
+
+    def check(self) -> None:
+        """Raise InvalidOption for what no daemon could solve."""
+        if bool(self.frontend) == (self.definition is not None):
+            raise InvalidOption("a solve needs exactly one of a frontend and a definition")
+        if not self.ref:
+            raise InvalidOption("ref: must not be empty")
+        for spec in (*self.cache_imports, *self.cache_exports):
+            if spec.type == "local":
+                raise InvalidOption("cache type=local: not supported yet; use type=registry or type=inline")
+
+    def to_pb(self, session_id: str) -> control_pb2.SolveRequest:
+        """Raise InvalidOption when the definition is not a valid protobuf message."""
+        self.check()
+        attrs = dict(self.frontend_attrs)
+        imports = [_cache_to_pb(spec) for spec in self.cache_imports]
+        if imports and self.frontend:
+            # The frontend resolves these itself; the daemon does not hand them over.
+            attrs["cache-imports"] = json.dumps(
+                [{"Type": spec.type, "Attrs": dict(spec.attrs)} for spec in self.cache_imports]
+            )
+        message = control_pb2.SolveRequest(
+            Ref=self.ref,
+            Session=session_id,
+            Frontend=self.frontend,
+            FrontendAttrs=attrs,
+            FrontendInputs={name: _definition(data) for name, data in self.frontend_inputs.items()},
+            Cache=control_pb2.CacheOptions(
+                Imports=imports, Exports=[_cache_to_pb(spec) for spec in self.cache_exports]
+            ),
+            Entitlements=list(self.entitlements),
+            Internal=self.internal,
+            Exporters=[
+                control_pb2.Exporter(Type=spec.type, Attrs=dict(spec.attrs)) for spec in self.exporters
+            ],
+        )
+        if self.definition is not None:
+            message.Definition.CopyFrom(_definition(self.definition))
+        if self.exporters:
+            # Daemons before v0.13 know these two fields only.
+            message.ExporterDeprecated = self.exporters[0].type
+            message.ExporterAttrsDeprecated.update(self.exporters[0].attrs)
+        return message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveResult:
+    """What came of a solve that succeeded."""
+
+    ref: str
+    response: Mapping[str, str]
+    """The exporters' answers, such as ``containerimage.digest``."""
+    seconds: float
+    """From the request to the reply."""
+    cached: int
+    """Vertexes that came from the cache."""
+    total: int
+    """Vertexes that the daemon reported."""
+
+    @property
+    def descriptor(self) -> Descriptor | None:
+        """Root of the exported image, or None where no exporter made one; ProtocolError when unreadable."""
+        text = self.response.get("containerimage.descriptor")
+        if text is None:
+            return None
+        try:
+            fields = json.loads(base64.b64decode(text, validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise ProtocolError(f"the daemon's containerimage.descriptor is unreadable: {error}") from error
+        return Descriptor.from_json(fields)
+
+
+class Client:
+    """One daemon, reached over one connection. Make it with :func:`connect`, which also closes it.
+
+    Any number of calls may run at once. All of them raise ConnectionLost when the daemon goes away
+    and RPCError when it refuses.
+    """
+
+    def __init__(self, connection: rpc.Connection) -> None:
+        self._connection = connection
+
+    @property
+    def address(self) -> str:
+        """Where the daemon is, such as ``unix:///run/buildkit/buildkitd.sock``."""
+        return str(self._connection.address)
+
+    async def info(self) -> DaemonInfo | None:
+        """Version of the daemon; None from one older than v0.11, which does not say."""
+        try:
+            with rpc.mapped("ask for the version"):
+                reply = await self._connection.control.Info(control_pb2.InfoRequest())
+        except RPCError as error:
+            if error.code == "UNIMPLEMENTED":
+                return None
+            raise
+        return DaemonInfo.from_pb(reply.buildkitVersion)
+
+    async def workers(self, filters: Sequence[str] = ()) -> tuple[Worker, ...]:
+        """The daemon's workers, the one that builds first. Filters are containerd's, any of which may match."""
+        with rpc.mapped("list the workers"):
+            reply = await self._connection.control.ListWorkers(
+                control_pb2.ListWorkersRequest(filter=list(filters))
+            )
+        return tuple(Worker.from_pb(record) for record in reply.record)
+
+    async def disk_usage(self, filters: Sequence[str] = ()) -> tuple[UsageRecord, ...]:
+        """Records of the build cache of all workers, in the daemon's order."""
+        with rpc.mapped("read the disk usage"):
+            reply = await self._connection.control.DiskUsage(
+                control_pb2.DiskUsageRequest(filter=list(filters))
+            )
+        return tuple(UsageRecord.from_pb(record) for record in reply.record)
+
+    async def prune(
+        self,
+        filters: Sequence[str] = (),
+        *,
+        all: bool = False,
+        keep_seconds: float = 0,
+        reserved_space: int = 0,
+        max_used_space: int = 0,
+        min_free_space: int = 0,
+    ) -> AsyncIterator[UsageRecord]:
+        """Delete cache records and yield each one deleted; sizes are in bytes, 0 sets no limit.
+
+        With all, also internal and shared records go. Leaving the iteration early stops the pruning.
+        """
+        request = control_pb2.PruneRequest(
+            filter=list(filters),
+            all=all,
+            keepDuration=int(keep_seconds * 1e9),
+            reservedSpace=reserved_space,
+            maxUsedSpace=max_used_space,
+            minFreeSpace=min_free_space,
+        )
+        call = self._connection.control.Prune(request)
+        try:
+            with rpc.mapped("prune the cache"):
+                async for record in call:
+                    yield UsageRecord.from_pb(record)
+        finally:
+            call.cancel()
+
+    async def status(self, ref: str) -> AsyncIterator[StatusUpdate]:
+        """Follow one solve to its end, from its beginning; a recorded one is replayed.
+
+        RPCError with code NOT_FOUND when there is no such solve and none appears within 6 seconds.
+        """
+        call = self._connection.control.Status(control_pb2.StatusRequest(Ref=ref))
+        try:
+            with rpc.mapped(f"follow solve {ref}"):
+                async for message in call:
+                    yield StatusUpdate.from_pb(message)
+        finally:
+            call.cancel()
+
+    def open_session(
+        self, attachables: Sequence[Attachable] = (), *, shared_key: str = ""
+    ) -> AbstractAsyncContextManager[Session]:
+        """Serve attachables to this daemon while the context is open.
+
+        Several solves may use one session, also at once, but not two that export to this machine: the
+        daemon does not say which of them a stream belongs to. shared_key names the directories served; two
+        different ones must never have the same key.
+        """
+        return open_session(self._connection, Session(attachables, shared_key=shared_key))
+
+    async def solve(
+        self,
+        request: SolveRequest,
+        *,
+        session: Session | None = None,
+        attachables: Sequence[Attachable] = (),
+        on_status: StatusHandler | None = None,
+    ) -> SolveResult:
+        """Run one solve to its end on an open session, or on one of its own that serves attachables.
+
+        Raises SolveError when it fails, SessionClosed when the session ends before it, ConnectionLost when
+        the daemon goes away. Cancelling the call cancels the solve on the daemon. There is no deadline:
+        use ``asyncio.timeout``.
+        """
+        request.check()
+        if session is not None:
+            return await self._solve(request, session, on_status)
+        async with self.open_session(attachables) as own:
+            return await self._solve(request, own, on_status)
+
+    async def _solve(
+        self, request: SolveRequest, session: Session, on_status: StatusHandler | None
+    ) -> SolveResult:
+        progress = BuildProgress()
+        message = request.to_pb(session.id)
+
+        def fold(update: StatusUpdate) -> None:
+            progress.update(request.label, update)
+            if on_status is not None:
+                on_status(update)
+
+        started = time.monotonic()
+        with _sole_error():
+            async with asyncio.TaskGroup() as tasks:
+                solving = tasks.create_task(self._outcome(message))
+                silence = _Silence()
+                watching = tasks.create_task(self._watch(request.ref, fold, silence))
+                dying = tasks.create_task(session.closed.wait())
+                await asyncio.wait((solving, dying), return_when=asyncio.FIRST_COMPLETED)
+                if not solving.done():
+                    await asyncio.wait((solving,), timeout=_SESSION_GRACE_SECONDS)
+                seconds = time.monotonic() - started
+                outcome = solving.result() if solving.done() else _session_failure(session)
+                failed = isinstance(outcome, BuildKitError)
+                await _drain(watching, silence, _FAILED_DRAIN_SECONDS if failed else STATUS_DRAIN_SECONDS)
+                for task in (solving, watching, dying):
+                    task.cancel()
+        if isinstance(outcome, RPCError):
+            raise self._solve_error(outcome, request, progress) from outcome
+        if isinstance(outcome, BuildKitError):
+            raise outcome
+        counts = progress.counts(request.label)
+        return SolveResult(
+            ref=request.ref,
+            response=MappingProxyType(dict(outcome.ExporterResponse)),
+            seconds=seconds,
+            cached=counts.cached,
+            total=counts.total,
+        )
+
+    async def _outcome(self, message: control_pb2.SolveRequest) -> control_pb2.SolveResponse | BuildKitError:
+        """The reply or the error, so that an error does not cancel the reading of the status."""
+        try:
+            with rpc.mapped("solve"):
+                return await self._connection.control.Solve(message)
+        except BuildKitError as error:
+            return error
+
+    async def _watch(self, ref: str, fold: StatusHandler, silence: _Silence) -> None:
+        try:
+            async with aclosing(self.status(ref)) as updates:
+                async for update in updates:
+                    silence.broken()
+                    fold(update)
+        except (RPCError, BuildKitError):
+            # The solve's own answer says what happened; the status only shows it.
+            return
+
+    @staticmethod
+    def _solve_error(error: RPCError, request: SolveRequest, progress: BuildProgress) -> BuildKitError:
+        failed = rpc.solve_error(error, ref=request.ref, platform=request.label)
+        if not failed.vertex:
+            return failed
+        failed.vertex_name = progress.vertex_name(request.label, failed.vertex)
+        failed.log_tail = progress.log_tail(request.label, failed.vertex)
+        return failed
+
+
+class _Silence:
+    """When the last status update came."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+
+    def broken(self) -> None:
+        self.since = time.monotonic()
+
+
+async def _drain(watching: asyncio.Task[None], silence: _Silence, limit: float) -> None:
+    """Wait for the status to end, but not longer than limit seconds without an update."""
+    silence.broken()
+    while not watching.done():
+        left = silence.since + limit - time.monotonic()
+        if left <= 0:
+            return
+        await asyncio.wait((watching,), timeout=left)
+
+
+def _session_failure(session: Session) -> BuildKitError:
+    return session.failure or SessionClosed("the session with the daemon ended before the solve")
+
+
+@contextmanager
+def _sole_error() -> Iterator[None]:
+    """Raise the only member of an exception group as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group:
+            raise
+        raise error from error.__cause__
+
+
+def _cache_to_pb(spec: CacheSpec) -> control_pb2.CacheOptionsEntry:
+    return control_pb2.CacheOptionsEntry(Type=spec.type, Attrs=dict(spec.attrs))
+
+
+def _definition(data: bytes) -> ops_pb2.Definition:
+    try:
+        return ops_pb2.Definition.FromString(data)
+    except Exception as error:  # protobuf's DecodeError has no common home across its versions
+        raise InvalidOption(f"definition: not a pb.Definition: {error}") from error
+
+
+@asynccontextmanager
+async def connect(
+    address: str | None = None, *, tls: rpc.TLSConfig | None = None, dial_timeout: float = 10.0
+) -> AsyncIterator[Client]:
+    """Connect to a daemon and close the connection at the end.
+
+    Without an address: ``$BUILDKIT_HOST``, else the rootful socket, the rootless one, then docker's. Raises
+    InvalidAddress, or ConnectFailed with every place that was tried and why it failed.
+    """
+    async with rpc.open_connection(address, tls=tls, dial_timeout=dial_timeout) as connection:
+        yield Client(connection)

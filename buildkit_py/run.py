@@ -1,0 +1,244 @@
+"""Run an image of a registry on a daemon, once for each platform: the proof that an index works."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from buildkit_py.client import Client, SolveRequest
+from buildkit_py.digest import Digest
+from buildkit_py.errors import InvalidOption, InvalidPlatform, SolveError
+from buildkit_py.oci import Descriptor, ImageConfig, Manifest, parse_manifest_or_index
+from buildkit_py.pb import ops_pb2
+from buildkit_py.platforms import Platform, parse_platforms
+from buildkit_py.progress import StatusUpdate
+from buildkit_py.reference import Reference
+from buildkit_py.registry import Registry
+from buildkit_py.session.attachable import Attachable
+from buildkit_py.session.server import Session
+
+_DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MAX_CONFIG_BYTES = 8 << 20
+# What a platform prints while another one has the turn is kept in memory; the daemon clips a vertex at 2 MiB.
+_MAX_WAITING_BYTES = 16 << 20
+
+OutputHandler: TypeAlias = Callable[[Platform, int, bytes], None]
+"""Gets (platform, 1 for stdout or 2 for stderr, bytes) on the event loop; must not block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """An image and how to start it."""
+
+    reference: str
+    platforms: Sequence[Platform | str] = ()
+    """Platforms to run, in this order; none means every one of the index, in its order."""
+    args: Sequence[str] = ()
+    """Replaces the image's command; its entrypoint stays, as with ``docker run``."""
+    env: Sequence[str] = ()
+    """``NAME=VALUE`` items, which outrank the image's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How one platform ended."""
+
+    platform: Platform
+    digest: Digest
+    """Of the manifest that ran."""
+    exit_code: int
+    seconds: float
+
+
+async def run(
+    client: Client,
+    request: RunRequest,
+    *,
+    registry: Registry,
+    attachables: Sequence[Attachable] = (),
+    on_output: OutputHandler,
+    on_status: Callable[[str, StatusUpdate], None] | None = None,
+) -> tuple[RunResult, ...]:
+    """Run every platform, all at once, and hand over what they print in the order of the platforms.
+
+    Each manifest is run by digest, with the image's own environment, user and directory, and never from
+    the daemon's cache. A daemon keeps 2 MiB of each one's output, and says so where it cut. A process that
+    fails is a result, not an error; SolveError is raised where none could be started. attachables serve
+    the daemon, above all credentials for the pull.
+    """
+    for item in request.env:
+        if "=" not in item or item.startswith("="):
+            raise InvalidOption(f"env {item!r}: expected NAME=VALUE")
+    wanted = parse_platforms(request.platforms)
+    reference = Reference.parse_normalized(request.reference)
+    images = await _images(registry, reference, wanted)
+    turns = _Turns([platform for platform, _, _ in images], on_output)
+    async with client.open_session(attachables) as session, asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(
+                _run_one(client, session, reference, image, request, turns=turns, on_status=on_status)
+            )
+            for image in images
+        ]
+    return tuple(task.result() for task in running)
+
+
+_Image: TypeAlias = tuple[Platform, Descriptor, ImageConfig]
+
+
+async def _images(
+    registry: Registry, reference: Reference, wanted: Sequence[Platform]
+) -> list[_Image]:
+    """The manifests to run, each with its config; InvalidPlatform for a platform that is not there."""
+    raw, root = await registry.fetch_manifest(reference)
+    content = parse_manifest_or_index(raw, root.media_type)
+    if isinstance(content, Manifest):
+        config = await _config(registry, reference, content)
+        images = [(config.platform.normalized(), root, config)]
+        chosen = images if not wanted else [image for image in images if image[0].matches(wanted[0])]
+        if not chosen or len(wanted) > 1:
+            raise InvalidPlatform(f"{reference}: has {images[0][0]} only")
+        return chosen
+    entries = [
+        (entry.platform.normalized(), entry)
+        for entry in content.manifests
+        if not entry.is_attestation and entry.platform is not None
+    ]
+    picked: list[tuple[Platform, Descriptor]] = []
+    for platform in wanted or [platform for platform, _ in entries]:
+        match = next((entry for have, entry in entries if have.matches(platform)), None)
+        if match is None:
+            names = ", ".join(str(have) for have, _ in entries) or "none"
+            raise InvalidPlatform(f"{reference}: has no {platform}; its platforms are {names}")
+        picked.append((platform, match))
+    async with asyncio.TaskGroup() as tasks:
+        reading = [tasks.create_task(_child_config(registry, reference, entry)) for _, entry in picked]
+    return [
+        (platform, entry, task.result()) for (platform, entry), task in zip(picked, reading, strict=True)
+    ]
+
+
+async def _child_config(registry: Registry, reference: Reference, entry: Descriptor) -> ImageConfig:
+    raw, _ = await registry.fetch_manifest(reference.with_digest(entry.digest))
+    content = parse_manifest_or_index(raw, entry.media_type)
+    if not isinstance(content, Manifest):
+        raise InvalidPlatform(f"{reference}: {entry.digest} is an index inside an index")
+    return await _config(registry, reference, content)
+
+
+async def _config(registry: Registry, reference: Reference, manifest: Manifest) -> ImageConfig:
+    raw = await registry.fetch_blob_bytes(reference.name, manifest.config, max_bytes=_MAX_CONFIG_BYTES)
+    return ImageConfig.parse(raw)
+
+
+async def _run_one(
+    client: Client,
+    session: Session,
+    reference: Reference,
+    image: _Image,
+    request: RunRequest,
+    *,
+    turns: _Turns,
+    on_status: Callable[[str, StatusUpdate], None] | None,
+) -> RunResult:
+    platform, descriptor, config = image
+    label = str(platform)
+
+    def fold(update: StatusUpdate) -> None:
+        for log in update.logs:
+            turns.put(platform, log.stream, log.data)
+        if on_status is not None:
+            on_status(label, update)
+
+    solve = SolveRequest(
+        definition=_definition(reference, descriptor.digest, platform, config, request), label=label
+    )
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    exit_code = 0
+    try:
+        await client.solve(solve, session=session, on_status=fold)
+    except SolveError as error:
+        if error.exit_code is None:
+            raise
+        exit_code = error.exit_code
+    turns.end(platform)
+    return RunResult(
+        platform=platform, digest=descriptor.digest, exit_code=exit_code, seconds=loop.time() - started
+    )
+
+
+def _definition(
+    reference: Reference, digest: Digest, platform: Platform, config: ImageConfig, request: RunRequest
+) -> bytes:
+    """One exec vertex on the image's file system.
+
+    Source: buildkit, solver/pb/ops.proto: inputs are named by the digest of their serialised op, and the
+    last op of a definition only names the result.
+    """
+    args = [*config.entrypoint, *(request.args or config.cmd)]
+    if not args:
+        raise InvalidOption(f"{reference}: the image has no command; give one")
+    names = {item.partition("=")[0] for item in request.env}
+    env = [item for item in config.env if item.partition("=")[0] not in names] + list(request.env)
+    if not any(item.startswith("PATH=") for item in env):
+        env.insert(0, _DEFAULT_PATH)
+    target = platform.to_pb()
+    name = f"{reference.name}@{digest}"
+    source = ops_pb2.Op(
+        source=ops_pb2.SourceOp(identifier=f"docker-image://{name}"),
+        platform=target,
+        constraints=ops_pb2.WorkerConstraints(),
+    ).SerializeToString(deterministic=True)
+    process = ops_pb2.Op(
+        inputs=[ops_pb2.Input(digest=str(Digest.of(source)), index=0)],
+        exec=ops_pb2.ExecOp(
+            meta=ops_pb2.Meta(args=args, env=env, cwd=config.working_dir or "/", user=config.user),
+            mounts=[ops_pb2.Mount(input=0, dest="/", output=0)],
+        ),
+        platform=target,
+        constraints=ops_pb2.WorkerConstraints(),
+    ).SerializeToString(deterministic=True)
+    result = ops_pb2.Op(
+        inputs=[ops_pb2.Input(digest=str(Digest.of(process)), index=0)]
+    ).SerializeToString(deterministic=True)
+    metadata = {
+        str(Digest.of(source)): ops_pb2.OpMetadata(description={"llb.customname": f"pull {name}"}),
+        str(Digest.of(process)): ops_pb2.OpMetadata(
+            # A run that came from the cache would print nothing.
+            ignore_cache=True,
+            description={"llb.customname": f"run {' '.join(args)}"},
+        ),
+    }
+    return ops_pb2.Definition(**{"def": [source, process, result]}, metadata=metadata).SerializeToString(
+        deterministic=True
+    )
+
+
+class _Turns:
+    """Hands over the output of several platforms one after the other; the first to come is not delayed."""
+
+    def __init__(self, order: Sequence[Platform], handler: OutputHandler) -> None:
+        self._handler = handler
+        self._order = deque(order)
+        self._waiting: dict[Platform, list[tuple[int, bytes]]] = {platform: [] for platform in order}
+        self._room = _MAX_WAITING_BYTES
+        self._ended: set[Platform] = set()
+
+    def put(self, platform: Platform, stream: int, data: bytes) -> None:
+        if self._order and self._order[0] == platform:
+            self._handler(platform, stream, data)
+        elif self._room > 0:
+            self._room -= len(data)
+            self._waiting[platform].append((stream, data))
+
+    def end(self, platform: Platform) -> None:
+        self._ended.add(platform)
+        while self._order and self._order[0] in self._ended:
+            self._order.popleft()
+            if self._order:
+                for stream, data in self._waiting.pop(self._order[0], []):
+                    self._handler(self._order[0], stream, data)
