@@ -1,0 +1,137 @@
+"""How to reach each registry: scheme, trust, credentials, timeouts and retries, as values."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from buildkit_py.errors import InvalidOption
+from buildkit_py.registry.credentials import HUB_NAMES, Credentials
+
+HUB_API_HOST = "registry-1.docker.io"
+
+
+def api_host(host: str) -> str:
+    """The host that serves a registry's API: itself, but for the names of Docker Hub."""
+    return HUB_API_HOST if host in HUB_NAMES else host
+
+
+def split_host(host: str) -> tuple[str, int | None]:
+    """Name and port of ``name[:port]`` or ``[v6][:port]``; InvalidOption for anything else."""
+    name, port = host, ""
+    if host.startswith("["):
+        name, bracket, rest = host[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise InvalidOption(f"registry host {host!r}: expected host[:port]")
+        port = rest[1:]
+    elif ":" in host:
+        name, _, port = host.partition(":")
+    if not name or any(c in name for c in "/@?# ") or (port and not (port.isascii() and port.isdigit())):
+        raise InvalidOption(f"registry host {host!r}: expected host[:port]")
+    if port and not 0 < int(port) < 65536:
+        raise InvalidOption(f"registry host {host!r}: no such port")
+    return name.lower(), int(port) if port else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether host[:port] is ``localhost``, in 127.0.0.0/8, or ``::1``.
+
+    Source: containerd, core/remotes/docker (what speaks plain HTTP without being told to).
+    """
+    name, _ = split_host(host)
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConfig:
+    """Settings of one registry host."""
+
+    plain_http: bool | None = None
+    """HTTP without TLS; None asks the name: loopback addresses and ``localhost`` are plain."""
+    skip_verify: bool = False
+    """Accept any certificate."""
+    ca: Path | bytes | None = None
+    """Certificates (PEM) to trust beside those of the system; a file or the bytes."""
+    cert: Path | None = None
+    """Our own certificate (PEM), for registries that ask for one."""
+    key: Path | None = None
+    """Its private key, where it is not in the same file."""
+    credentials: Credentials | None = None
+    """Used instead of what the credential store would say."""
+
+    def __post_init__(self) -> None:
+        if self.plain_http and self.tls:
+            raise InvalidOption("registry: plain_http does not go together with ca, cert or skip_verify")
+        if self.key is not None and self.cert is None:
+            raise InvalidOption("registry: a key without its certificate")
+
+    @property
+    def tls(self) -> bool:
+        """Whether anything is said about TLS, which a host without TLS would have no use for."""
+        return self.skip_verify or self.ca is not None or self.cert is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryConfig:
+    """Settings by ``host[:port]``; hosts that are not listed get the default."""
+
+    hosts: Mapping[str, HostConfig] = field(default_factory=lambda: MappingProxyType({}))
+    default: HostConfig = field(default_factory=HostConfig)
+
+    def __post_init__(self) -> None:
+        for host in self.hosts:
+            split_host(host)
+        # One spelling inside: a setting for docker.io is one for the host that serves its API.
+        known = {api_host(host.lower()): settings for host, settings in self.hosts.items()}
+        object.__setattr__(self, "hosts", MappingProxyType(known))
+        if self.default.credentials is not None:
+            raise InvalidOption("registry: credentials belong to one host, not to the default of all")
+
+    def host(self, host: str) -> HostConfig:
+        """Settings of one host, as they are."""
+        return self.hosts.get(api_host(host.lower()), self.default)
+
+    def scheme(self, host: str) -> str:
+        """``http`` or ``https``."""
+        settings = self.host(host)
+        plain = settings.plain_http
+        if plain is None:
+            plain = is_loopback(host) and not settings.tls
+        return "http" if plain else "https"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds. A wait for one piece of I/O has the first two, a whole operation the others."""
+
+    connect: float = 10.0
+    read: float = 60.0
+    """Longest silence of a registry, within headers or body."""
+    total: float = 120.0
+    """A whole operation on a manifest, a config or tags, with its retries."""
+    blob: float = 3600.0
+    """A whole transfer of one blob, with its retries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """When a request that may succeed later is sent again."""
+
+    attempts: int = 5
+    base: float = 0.25
+    """The n-th wait is random between 0 and base * 2**n, which spreads clients that failed together."""
+    cap: float = 4.0
+    retry_after_cap: float = 60.0
+    """A registry that asks for a longer wait than this gets this one."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise InvalidOption(f"registry: {self.attempts} attempts, expected at least 1")
