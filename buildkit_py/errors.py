@@ -128,6 +128,8 @@ class SolveError(RPCError):
         """Last lines that the vertex printed."""
         self.sources = tuple(sources)
         """Where in the source the failure lies, innermost first."""
+        self.hint = ""
+        """What to try, where this library knows more than the daemon said."""
         super().__init__(code, message, details)
 
 

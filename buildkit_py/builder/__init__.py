@@ -1,0 +1,9 @@
+"""Builds: one solve per platform, joined into one index."""
+
+from __future__ import annotations
+
+from buildkit_py.builder.build import StatusCallback, build
+from buildkit_py.builder.request import BuildRequest
+from buildkit_py.builder.result import BuildResult, PlatformResult
+
+__all__ = ["BuildRequest", "BuildResult", "PlatformResult", "StatusCallback", "build"]

@@ -1,0 +1,250 @@
+"""The life of one build: check, open a session, solve every platform at once, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from buildkit_py.builder.identity import node_id
+from buildkit_py.builder.outputs import ClientOutputs
+from buildkit_py.builder.publish import Pushed, collect, push_root
+from buildkit_py.builder.request import BuildRequest, Plan, plan
+from buildkit_py.builder.result import BuildResult, PlatformResult
+from buildkit_py.client import Client, SolveRequest, SolveResult
+from buildkit_py.digest import Digest
+from buildkit_py.errors import BuildErrors, BuildKitError, ProtocolError, SolveError
+from buildkit_py.oci import Descriptor
+from buildkit_py.options import ExporterSpec
+from buildkit_py.platforms import Platform
+from buildkit_py.progress import StatusUpdate
+from buildkit_py.registry import CredentialStore, Registry, RegistryConfig
+from buildkit_py.session.auth import Auth
+from buildkit_py.session.filesync import FileSync, LocalDir
+from buildkit_py.session.server import Session
+
+StatusCallback: TypeAlias = Callable[[str, StatusUpdate], None]
+"""Gets (platform, update) on the event loop; must not block. The platform is "" where none was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Solved:
+    """One platform after its solve, and after its image was read back from the registry."""
+
+    platform: Platform | None
+    request: SolveRequest
+    result: SolveResult
+    ended: float
+    pushed: Pushed | None
+
+
+async def build(
+    client: Client,
+    request: BuildRequest,
+    *,
+    credentials: CredentialStore | None = None,
+    registry_config: RegistryConfig | None = None,
+    on_status: StatusCallback | None = None,
+) -> BuildResult:
+    """Build a Dockerfile for every platform of the request, one solve each, and publish what was asked for.
+
+    Bad input raises InvalidOption, InvalidPlatform or InvalidReference before any work. A platform that fails
+    cancels the others; its SolveError is raised, or BuildErrors when several failed by themselves. Nothing is
+    published then: no tag is moved and no file of an earlier build is touched. Cancelling does the same.
+    credentials defaults to docker's, registry_config to docker's rules.
+    """
+    checked = plan(request)
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        registry = await stack.enter_async_context(
+            Registry(credentials=credentials, config=registry_config)
+        )
+        outputs = await stack.enter_async_context(ClientOutputs(checked))
+        run = _Run(client, checked, registry, outputs, on_status)
+        solved = await run.solve_all()
+        descriptor = await run.publish(solved)
+    ended = time.monotonic()
+    return BuildResult(
+        platforms=tuple(run.platform_result(entry) for entry in solved),
+        descriptor=descriptor,
+        references=checked.references,
+        seconds=ended - started,
+        publish_seconds=ended - max(entry.ended for entry in solved),
+    )
+
+
+class _Run:
+    """What the solves of one build share."""
+
+    def __init__(
+        self,
+        client: Client,
+        checked: Plan,
+        registry: Registry,
+        outputs: ClientOutputs,
+        on_status: StatusCallback | None,
+    ) -> None:
+        self._client = client
+        self._plan = checked
+        self._registry = registry
+        self._outputs = outputs
+        self._on_status = on_status
+        self._auth = Auth(registry.credentials, registry.config)
+
+    async def solve_all(self) -> tuple[_Solved, ...]:
+        """Solve all platforms at once over one session, so that the context crosses once."""
+        plan_ = self._plan
+        sources = FileSync({name: LocalDir(path) for name, path in plan_.directories.items()})
+        key = plan_.shared_key(await asyncio.to_thread(node_id))
+        async with self._client.open_session([sources, self._auth], shared_key=key) as session:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    solving = [
+                        tasks.create_task(self._solve(session, platform))
+                        for platform in plan_.platforms or (None,)
+                    ]
+            except BaseExceptionGroup as group:
+                raise _joined(group) from None
+        return tuple(task.result() for task in solving)
+
+    async def _solve(self, session: Session, platform: Platform | None) -> _Solved:
+        label = "" if platform is None else str(platform)
+        exporters = [*self._push_exporter(), *self._outputs.exporters]
+        attrs = dict(self._plan.attrs)
+        if platform is not None:
+            attrs["platform"] = label
+        on_status = self._on_status
+
+        def labelled(update: StatusUpdate) -> None:
+            if on_status is not None:
+                on_status(label, update)
+
+        async with AsyncExitStack() as stack:
+            own = session
+            receiver = self._outputs.attachable(platform, first_exporter=len(self._push_exporter()))
+            if receiver is not None:
+                # Streams to this machine do not say which solve they belong to, so this solve gets a session of
+                # its own for them; its directories still come from the shared one.
+                own = await stack.enter_async_context(
+                    self._client.open_session([receiver, self._auth])
+                )
+                attrs |= {f"local-sessionid:{name}": session.id for name in self._plan.directories}
+            request = SolveRequest(
+                frontend="dockerfile.v0",
+                frontend_attrs=attrs,
+                exporters=exporters,
+                cache_imports=self._plan.request.cache_from,
+                cache_exports=self._plan.request.cache_to,
+                entitlements=self._plan.request.allow,
+                label=label,
+            )
+            try:
+                result = await self._client.solve(request, session=own, on_status=labelled)
+            except SolveError as error:
+                await self._explain(error, platform)
+                raise
+            ended = time.monotonic()
+        pushed = await self._read_back(result, platform)
+        return _Solved(platform=platform, request=request, result=result, ended=ended, pushed=pushed)
+
+    def _push_exporter(self) -> tuple[ExporterSpec, ...]:
+        """Push by digest to untagged names: no tag exists before the whole index does."""
+        if not self._plan.repositories:
+            return ()
+        attrs = {
+            "name": ",".join(self._plan.repositories),
+            "push": "true",
+            "push-by-digest": "true",
+            # An engine's embedded BuildKit writes Docker media types unless told otherwise.
+            "oci-mediatypes": "true",
+        }
+        return (ExporterSpec(type="image", attrs=attrs),)
+
+    async def _read_back(self, result: SolveResult, platform: Platform | None) -> Pushed | None:
+        """Start as soon as this platform is done: only the slowest one's reading delays the tag."""
+        if not self._plan.repositories:
+            return None
+        root = result.descriptor
+        if root is None:
+            raise ProtocolError("the daemon pushed an image but did not say which: no containerimage.descriptor")
+        return await collect(self._registry, self._plan.repositories, root, platform)
+
+    async def publish(self, solved: Sequence[_Solved]) -> Descriptor | None:
+        """Files first, tags last: a build that cannot write its files moves no tag."""
+        merged = await self._outputs.publish([entry.platform for entry in solved])
+        pushed = [entry.pushed for entry in solved if entry.pushed is not None]
+        if pushed:
+            return await push_root(
+                self._registry,
+                self._plan.references,
+                pushed,
+                annotations=self._plan.request.annotations,
+            )
+        if merged is not None:
+            return merged
+        return solved[0].result.descriptor if len(solved) == 1 else None
+
+    async def _explain(self, error: SolveError, platform: Platform | None) -> None:
+        """Add what to try to a failure that is the platform's."""
+        if platform is None or "exec format error" not in "\n".join((error.message, *error.log_tail)):
+            return
+        try:
+            workers = await self._client.workers()
+        except BuildKitError:
+            return
+        can = workers[0].platforms if workers else ()
+        names = ", ".join(str(entry) for entry in can) or "none"
+        error.hint = (
+            f"the daemon cannot run {platform}; it can run {names}. Emulators add more: install "
+            "qemu-user-static and binfmt-support on the daemon's machine, then restart the daemon"
+        )
+
+    def platform_result(self, entry: _Solved) -> PlatformResult:
+        """The public record of one platform."""
+        image = entry.pushed.images[0] if entry.pushed is not None else None
+        config = entry.result.response.get("containerimage.config.digest")
+        root = entry.result.descriptor
+        return PlatformResult(
+            platform=entry.platform or (image.descriptor.platform if image is not None else None),
+            manifest=image.descriptor if image is not None else root,
+            config_digest=(
+                image.manifest.config.digest
+                if image is not None
+                else Digest.parse(config)
+                if config is not None
+                else None
+            ),
+            size=image.size if image is not None else None,
+            attestations=entry.pushed.attestations if entry.pushed is not None else (),
+            ref=entry.request.ref,
+            node=self._client.address,
+            seconds=entry.result.seconds,
+            cached=entry.result.cached,
+            total=entry.result.total,
+        )
+
+
+def _joined(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One error as itself, several as BuildErrors; what is not ours goes on as it is."""
+    leaves = list(_leaves(group))
+    if len(leaves) == 1:
+        return leaves[0]
+    ours = [leaf for leaf in leaves if isinstance(leaf, BuildKitError)]
+    if len(ours) != len(leaves):
+        return group
+    return BuildErrors(f"{len(ours)} platforms failed", ours)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found += _leaves(error)
+        else:
+            found.append(error)
+    return found
+
+
