@@ -1,15 +1,15 @@
 """Folds the status updates of one or several solves into the steps that a display shows. No clock, no output.
 
-**One step for each vertex, whoever asked for it.** The solves of several platforms on one daemon have vertexes in
-common (the build context, stages that are FROM --platform=$BUILDPLATFORM). The daemon reports such a vertex to each
-of them under one digest, with the same times and the same log. It is one :class:`Step`, whose intervals, statuses,
-logs and warnings are merged. Exports are not shared though their digests are equal: those derive from the session,
-and each solve exports its own result.
+**One step for each vertex, whoever asked for it.** The solves of several platforms on one daemon have vertexes
+in common (the build context, stages that are FROM --platform=$BUILDPLATFORM). The daemon reports such a vertex
+to each of them under one digest, with the same times and the same log. It is one :class:`Step`, whose
+intervals, statuses, logs and warnings are merged. Exports are not shared though their digests are equal: those
+derive from the session, and each solve exports its own result.
 
-**Names.** A step of one solve carries that solve's label, a step of several carries none, and neither do the reads
-of local files, which serve every platform by nature: see :attr:`Step.display_name`. A name can therefore lose its
-label while a build runs. A display that cannot take back what it wrote keeps the first name, and may want to wait a
-moment for the other solves before it writes one: see :attr:`Step.may_be_shared`.
+**Names.** A step of one solve carries that solve's label, a step of several carries none, and neither do the
+reads of local files, which serve every platform by nature: see :attr:`Step.display_name`. A name can therefore
+lose its label while a build runs. A display that cannot take back what it wrote keeps the first name, and may
+want to wait a moment for the other solves before it writes one: see :attr:`Step.may_be_shared`.
 
 Memory is bounded: of a log only the end is kept, and what a daemon sends beyond generous counts is ignored.
 """
@@ -52,7 +52,7 @@ _MAX_WARNINGS = 1_000
 
 # Work that serves all platforms of a build. Source: moby/buildkit, names that the Dockerfile frontend gives.
 _NEUTRAL = re.compile(
-    r"\[internal\] load (?:build definition from |\.dockerignore|build context|remote build context|git source )"
+    r"\[internal\] load (?:build definition from |\.dockerignore|(?:remote )?build context|git source )"
     r"|\[context [^\]]*\] load (?:from client|\.dockerignore)"
 )
 # Digests of these are made of the session and an index, and solves that share a session collide.
@@ -61,9 +61,9 @@ _PER_SOLVE = "exporting "
 
 
 def label_name(label: str, name: str) -> str:
-    """The name of a vertex with the label of its solve: ``[build 2/3] RUN x`` -> ``[linux/arm64 build 2/3] RUN x``.
+    """The name of a vertex with the label of its solve.
 
-    A name without brackets gets a pair of them. Names of work that serves all solves, and names that have the
+    ``[build 2/3] RUN x`` becomes ``[linux/arm64 build 2/3] RUN x``. A name without brackets gets a pair of them. Names of work that serves all solves, and names that have the
     label already, stay as they are.
     """
     if not label or _NEUTRAL.match(name) or name.startswith((f"[{label} ", f"[{label}]")):
@@ -72,7 +72,7 @@ def label_name(label: str, name: str) -> str:
 
 
 def merge_intervals(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
-    """Sorted, with those that overlap or touch joined; one without an end swallows all that start after it."""
+    """Sorted, those that overlap or touch joined; one without an end swallows all that start after it."""
     merged: list[Interval] = []
     for start, end in sorted(intervals, key=lambda interval: interval[0]):
         if end is not None and end < start:
@@ -153,7 +153,7 @@ class LogTail:
         self._cut = True
 
     def lines(self, count: int | None = None) -> list[LogLine]:
-        """The last lines, oldest first; the last one may still lack its end. A line cut in front is left out."""
+        """The last lines, oldest first; the last may still lack its end. A line cut in front is left out."""
         picked: list[tuple[int, bytes]] = []
         newlines, cut = 0, self._cut
         for chunk in reversed(self._chunks):
@@ -204,8 +204,8 @@ class _Record:
     def replace(self, label: str, vertex: Vertex) -> bool:
         """Take a snapshot; False if it changes nothing."""
         before = self.snapshots.get(label)
-        if before == vertex or (
-            before is not None and vertex.started_ns is None and before.started_ns is not None
+        if before is not None and (
+            before == vertex or (vertex.started_ns is None and before.started_ns is not None)
         ):
             return False
         self.snapshots[label] = vertex
@@ -217,8 +217,10 @@ class _Record:
         return True
 
     def all_intervals(self) -> Iterator[Interval]:
-        """What the solves agree on. Where one of them saw a run end, it ended for the others too: only "canceled"
-        is an end that one solve may see alone, since the vertex goes on for the sake of the others.
+        """What the solves agree on.
+
+        Where one of them saw a run end, it ended for the others too. Only "canceled" is an end that a solve may
+        see alone, since the vertex goes on for the sake of the others.
         """
         by_start: dict[int, list[tuple[int | None, bool]]] = {}
         for intervals in self.intervals.values():
@@ -235,11 +237,8 @@ class _Record:
 
     @property
     def cached(self) -> bool:
-        done = [
-            vertex
-            for vertex in self.snapshots.values()
-            if vertex.completed_ns is not None and not vertex.error
-        ]
+        vertexes = self.snapshots.values()
+        done = [vertex for vertex in vertexes if vertex.completed_ns is not None and not vertex.error]
         return bool(done) and all(vertex.cached for vertex in done)
 
     @property
@@ -268,7 +267,7 @@ class _Record:
         return True
 
     def takes_status(self, status: VertexStatus) -> bool:
-        """False for one that is older than what is known: solves that share the vertex report at their own pace."""
+        """False for one that is older than what is known: each solve that has the vertex reports it."""
         known = self.statuses.get(status.id)
         if known is None and len(self.statuses) >= _MAX_STATUSES:
             return False
@@ -316,7 +315,7 @@ class Step:
 
     @property
     def display_name(self) -> str:
-        """Clean name, with the label of the solve if only one has the step; loses it when a second one does."""
+        """Clean, with the label of the solve if only one has the step; loses it when a second one does."""
         label = next(iter(self._labels)) if len(self._labels) == 1 else ""
         return clean_name(label_name(label, self._name))
 
@@ -369,7 +368,7 @@ class Step:
             yield from record.warnings
 
     def log_lines(self, count: int | None = None) -> list[LogLine]:
-        """The last lines that are still kept, oldest first; of a group, those of the vertex that printed last."""
+        """The last lines that are kept, oldest first; of a group, those of the vertex that printed last."""
         if not self._records:
             return []
         return max(self._records, key=lambda record: record.log_ns).tail.lines(count)
@@ -377,9 +376,11 @@ class Step:
     def add(self, record: _Record) -> None:
         self._records.append(record)
 
-    def refresh(self, label: str) -> None:
-        """Work out anew what depends on snapshots."""
+    def add_label(self, label: str) -> None:
         self._labels.setdefault(label)
+
+    def refresh(self) -> None:
+        """Work out anew what depends on snapshots."""
         records = self._records
         self.intervals = merge_intervals(
             interval for record in records for interval in record.all_intervals()
@@ -414,7 +415,10 @@ _Key: TypeAlias = tuple[str, ...]
 
 
 class BuildProgress:
-    """The state of all solves of one build. A label names each: "linux/arm64", or "" where there is one only."""
+    """The state of all solves of one build.
+
+    A label names each: "linux/arm64", say, or "" where there is only one.
+    """
 
     def __init__(self) -> None:
         self._records: dict[_Key, _Record] = {}
@@ -453,6 +457,10 @@ class BuildProgress:
         changes = Changes()
         for vertex in update.vertexes:
             self._take_vertex(label, solve, vertex, changes)
+        for step in changes.steps:
+            step.refresh()
+            if step.started:
+                self._started.setdefault(step)
         for status in update.statuses:
             record = solve.get(status.vertex)
             if record is not None and record.takes_status(status):
@@ -508,10 +516,8 @@ class BuildProgress:
         if not record.replace(label, vertex):
             return
         step = self._step_of[record]
-        step.refresh(label)
+        step.add_label(label)
         changes.steps.setdefault(step)
-        if step.started:
-            self._started.setdefault(step)
 
     def _record(self, label: str, vertex: Vertex) -> _Record:
         key = (vertex.digest, label) if vertex.name.startswith(_PER_SOLVE) else (vertex.digest,)
