@@ -13,6 +13,7 @@ from buildkit_py.progress.model import (
     VertexStatus,
     VertexWarning,
 )
+from buildkit_py.progress.render import TICK_SECONDS, ProgressMode, Renderer, open_renderer
 from buildkit_py.progress.state import (
     BuildProgress,
     Changes,
@@ -42,6 +43,10 @@ __all__ = [
     "LogLine",
     "VertexCounts",
     "VertexFailure",
+    "Renderer",
+    "ProgressMode",
+    "open_renderer",
+    "TICK_SECONDS",
     "label_name",
     "merge_intervals",
 ]

@@ -1,15 +1,15 @@
 """Folds the status updates of one or several solves into the steps that a display shows. No clock, no output.
 
-**One step for each vertex, whoever asked for it.** The solves of several platforms on one daemon have vertexes
-in common (the build context, stages that are FROM --platform=$BUILDPLATFORM). The daemon reports such a vertex
-to each of them under one digest, with the same times and the same log. It is one :class:`Step`, whose
-intervals, statuses, logs and warnings are merged. Exports are not shared though their digests are equal: those
-derive from the session, and each solve exports its own result.
+**One step for each vertex, whoever asked for it.** The solves of several platforms on one daemon have
+vertexes in common (the build context, stages that are FROM --platform=$BUILDPLATFORM). The daemon reports
+such a vertex to each of them under one digest, with the same times and the same log. It is one :class:`Step`,
+whose intervals, statuses, logs and warnings are merged. Exports are not shared though their digests are
+equal: those derive from the session, and each solve exports its own result.
 
 **Names.** A step of one solve carries that solve's label, a step of several carries none, and neither do the
-reads of local files, which serve every platform by nature: see :attr:`Step.display_name`. A name can therefore
-lose its label while a build runs. A display that cannot take back what it wrote keeps the first name, and may
-want to wait a moment for the other solves before it writes one: see :attr:`Step.may_be_shared`.
+reads of local files, which serve every platform by nature: see :attr:`Step.display_name`. A name can
+therefore lose its label while a build runs. A display that cannot take back what it wrote keeps the first
+name, and may want to wait a moment for the other solves before it writes one: see :attr:`Step.may_be_shared`.
 
 Memory is bounded: of a log only the end is kept, and what a daemon sends beyond generous counts is ignored.
 """
@@ -63,8 +63,8 @@ _PER_SOLVE = "exporting "
 def label_name(label: str, name: str) -> str:
     """The name of a vertex with the label of its solve.
 
-    ``[build 2/3] RUN x`` becomes ``[linux/arm64 build 2/3] RUN x``. A name without brackets gets a pair of them. Names of work that serves all solves, and names that have the
-    label already, stay as they are.
+    ``[build 2/3] RUN x`` becomes ``[linux/arm64 build 2/3] RUN x``. A name without brackets gets a
+    pair of them. Names of work that serves all solves, and names that have the label, stay as they are.
     """
     if not label or _NEUTRAL.match(name) or name.startswith((f"[{label} ", f"[{label}]")):
         return name
@@ -219,8 +219,8 @@ class _Record:
     def all_intervals(self) -> Iterator[Interval]:
         """What the solves agree on.
 
-        Where one of them saw a run end, it ended for the others too. Only "canceled" is an end that a solve may
-        see alone, since the vertex goes on for the sake of the others.
+        Where one of them saw a run end, it ended for the others too. Only "canceled" is an end that a solve
+        may see alone, since the vertex goes on for the sake of the others.
         """
         by_start: dict[int, list[tuple[int | None, bool]]] = {}
         for intervals in self.intervals.values():
