@@ -313,10 +313,11 @@ def _prunable(directory: str, roots: list[str] | None) -> bool:
 
 def _walk_error(path: bytes, error: OSError) -> WalkError:
     name = os.fsdecode(path).rstrip("/") or "."
-    return WalkError(f"cannot list {_printable(name)}: {error.strerror or error}")
+    return WalkError(f"cannot list {printable(name)}: {error.strerror or error}")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A path for a message: bytes that are not UTF-8 are escaped."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -410,7 +411,7 @@ def without_nested(paths: Sequence[str]) -> list[str]:
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK the opening of a pipe that took a file's place would wait for a writer.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_CACHED_DIRECTORIES = 64
+_CACHED_DIRECTORIES = 16
 
 
 class DiskTree:
