@@ -1,0 +1,25 @@
+"""Registries: resolve, fetch and push manifests and blobs, with the credentials that docker knows."""
+
+from __future__ import annotations
+
+from buildkit_py.registry.config import HostConfig, RegistryConfig, RetryPolicy, Timeouts
+from buildkit_py.registry.credentials import (
+    Credentials,
+    CredentialStore,
+    DockerCredentials,
+    StaticCredentials,
+)
+from buildkit_py.registry.registry import Registry, Repository
+
+__all__ = [
+    "Registry",
+    "Repository",
+    "RegistryConfig",
+    "HostConfig",
+    "Timeouts",
+    "RetryPolicy",
+    "Credentials",
+    "CredentialStore",
+    "DockerCredentials",
+    "StaticCredentials",
+]

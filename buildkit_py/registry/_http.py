@@ -6,7 +6,6 @@ loop that sends anything again.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import http.cookiejar
 import random
@@ -30,6 +29,7 @@ import urllib3.connectionpool
 import urllib3.exceptions
 
 from buildkit_py.errors import InvalidOption, RegistryError
+from buildkit_py.registry._operation import Operation
 from buildkit_py.registry.config import RegistryConfig, RetryPolicy, Timeouts, is_loopback
 
 Response: TypeAlias = requests.Response
@@ -76,65 +76,6 @@ def redact(url: str) -> str:
     except ValueError:
         return "(malformed URL)"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-class Operation:
-    """One call of the client. It can be cancelled from another thread at any time, also while it reads."""
-
-    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        self._deadline = clock() + seconds
-        self._ended = threading.Event()
-        self._expired = False
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-
-    def cancel(self) -> None:
-        """Make the operation fail at its next step, and end the I/O it is waiting for."""
-        with self._lock:
-            self._ended.set()
-            if self._socket is not None:
-                _shut_down(self._socket)
-
-    def expire(self) -> None:
-        """Like cancel, but the failure is that of the deadline."""
-        self._expired = True
-        self.cancel()
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was cancelled or its time is up."""
-        return self._ended.is_set() or self.remaining() <= 0
-
-    def remaining(self) -> float:
-        """Seconds until the deadline; negative after it."""
-        return self._deadline - self._clock()
-
-    def check(self) -> None:
-        """Raise RegistryError once the operation should not go on."""
-        if self._expired or self.remaining() <= 0:
-            raise RegistryError(f"the registry did not finish within {self._seconds:g} s", retryable=True)
-        if self._ended.is_set():
-            raise RegistryError("the request was cancelled")
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, unless the operation ends first."""
-        self._ended.wait(max(0.0, min(seconds, self.remaining())))
-        self.check()
-
-    def attach(self, sock: socket.socket | None) -> None:
-        """Say which socket the operation is using; None when it uses none any more."""
-        with self._lock:
-            self._socket = sock
-            if sock is not None and self._ended.is_set():
-                _shut_down(sock)
-
-
-def _shut_down(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        # Not sock.shutdown: that of an SSLSocket also takes the TLS state away from the thread that reads.
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 _running = threading.local()  # .operation: what this thread works for

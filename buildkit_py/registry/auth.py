@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from buildkit_py.errors import RegistryError, Unauthorized
@@ -25,7 +25,8 @@ from buildkit_py.registry.credentials import ANONYMOUS, Credentials, CredentialS
 
 if TYPE_CHECKING:
     # Imported where they are used: the HTTP client costs 100 ms, and parsing needs none.
-    from buildkit_py.registry._http import Operation, Origin, Response, Transport
+    from buildkit_py.registry._http import Origin, Response, Transport
+    from buildkit_py.registry._operation import Operation
 
 _LOG = logging.getLogger(__name__)
 
@@ -162,15 +163,15 @@ def check_realm(realm: str, *, host: str, config: RegistryConfig) -> None:
         raise Unauthorized(f"{where} has credentials in its URL", host=host)
     if parts.scheme == "http" and config.scheme(host) == "https":
         raise Unauthorized(
-            f"{where} ({name}) is not https; nothing was sent. If this registry is plain HTTP, set plain_http "
-            "for it",
+            f"{where} ({name}) is not https; nothing was sent. If this registry is plain HTTP, "
+            "set plain_http for it",
             host=host,
         )
-    if _is_local(name) and not is_loopback(host):
+    if is_local(name) and not is_loopback(host):
         raise Unauthorized(f"{where} ({name}) is an address of this machine; nothing was sent", host=host)
 
 
-def _is_local(name: str) -> bool:
+def is_local(name: str) -> bool:
     if name.lower().rstrip(".") == "localhost":
         return True
     try:
@@ -328,7 +329,7 @@ def basic(credentials: Credentials) -> str:
 
 
 def credentials_for(store: CredentialStore, host: str, scopes: Iterable[str]) -> Credentials:
-    """Look credentials up. A store that fails is an error for a push; a pull goes on as nobody, with a warning.
+    """Look credentials up. Where the store fails, a push does, too; a pull goes on as nobody, with a warning.
 
     A broken helper must not stop the pull of a public image, and must not be hidden where it is the
     reason for a refusal.
@@ -343,6 +344,9 @@ def credentials_for(store: CredentialStore, host: str, scopes: Iterable[str]) ->
         return ANONYMOUS
 
 
+_TokenKey: TypeAlias = tuple[str, str, tuple[str, ...]]  # realm, service, scopes
+
+
 @dataclass(slots=True)
 class _Cached:
     scopes: tuple[str, ...]
@@ -350,16 +354,16 @@ class _Cached:
     until: float
 
 
-@dataclass(slots=True)
 class _Realm:
     """What is known of one origin's way to authenticate."""
 
-    challenge: Challenge | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a token is fetched, so that many requests at once fetch one."""
-    tokens: dict[tuple[str, str, tuple[str, ...]], _Cached] = field(
-        default_factory=lambda: dict[tuple[str, str, tuple[str, ...]], _Cached]()
-    )
+    def __init__(self) -> None:
+        self.challenge: Challenge | None = None
+        self.lock = threading.Lock()
+        """For the tables, never held across I/O."""
+        self.tokens: dict[_TokenKey, _Cached] = {}
+        self.fetching: dict[_TokenKey, threading.Lock] = {}
+        """Held while a token is fetched, so that many requests at once fetch one."""
 
 
 class Authorizer:
@@ -386,32 +390,34 @@ class Authorizer:
     def answer(
         self,
         origin: Origin,
-        response: Response,
+        offered: Sequence[Challenge],
         sent: str | None,
         scopes: Sequence[str],
         operation: Operation,
-    ) -> str:
-        """The header to try next after a 401; Unauthorized when there is nothing left to try."""
-        offered = parse_challenges(_header_values(response, "WWW-Authenticate"))
+    ) -> tuple[str, ...]:
+        """Take in the challenges of a 401, given the header that was refused.
+
+        Returns the scopes to ask header() for from now on; Unauthorized when there is nothing left to try.
+        """
         realm = self._realm(origin)
         bearer = next((item for item in offered if item.scheme == "bearer"), None)
+        # A 401 may come without a challenge (gcr.io): then the one that is known still holds.
         chosen = bearer or next((item for item in offered if item.scheme == "basic"), None) or realm.challenge
         if chosen is None:
             kinds = ", ".join(sorted({item.scheme for item in offered})) or "none"
             raise Unauthorized(
-                f"registry {origin}: wants authentication, and offers no way that is known (offered: {kinds})",
+                f"registry {origin}: wants authentication in no way that is known (offered: {kinds})",
                 status=401,
                 host=str(origin),
             )
-        with self._lock:
-            realm.challenge = chosen
+        realm.challenge = chosen
         if sent is not None:
             self._forget(realm, sent)
         told = chosen.parameters.get("scope", "").split() if chosen.scheme == "bearer" else []
-        header = self._authorize(origin, realm, self._wanted(scopes, told, chosen), operation)
-        if header == sent:
+        wanted = self._wanted(scopes, told, chosen)
+        if self._authorize(origin, realm, wanted, operation) == sent:
             raise self.refusal(origin, 401, scopes)
-        return header
+        return wanted
 
     def refusal(
         self, origin: Origin, status: int, scopes: Iterable[str], codes: Sequence[str] = ()
@@ -433,7 +439,7 @@ class Authorizer:
         )
 
     @staticmethod
-    def _wanted(scopes: Sequence[str], told: Sequence[str], challenge: Challenge) -> Sequence[str]:
+    def _wanted(scopes: Sequence[str], told: Sequence[str], challenge: Challenge) -> tuple[str, ...]:
         """Ours first. Of the registry's scopes only those for the same repositories, at first: GHCR, for one,
         names a placeholder. The others join when it says that ours were not enough."""
         if not scopes or challenge.parameters.get("error", "").lower() == "insufficient_scope":
@@ -472,12 +478,15 @@ class Authorizer:
     ) -> str:
         url, service = challenge.parameters.get("realm", ""), challenge.parameters.get("service", "")
         key = (url, service, scopes)
-        # Waiting here is bounded: whoever holds the lock is in a fetch with timeouts of its own.
         with realm.lock:
-            for (known_url, known_service, _), cached in realm.tokens.items():
-                fits = (known_url, known_service) == (url, service) and covers(cached.scopes, scopes)
-                if fits and self._clock() < cached.until:
-                    return cached.header
+            fetching = realm.fetching.setdefault(key, threading.Lock())
+        # In steps, so that whoever waits here can still be cancelled.
+        while not fetching.acquire(timeout=0.2):
+            operation.check()
+        try:
+            known = self._known(realm, key)
+            if known is not None:
+                return known
             operation.check()
             token = fetch_token(
                 self._transport,
@@ -489,12 +498,18 @@ class Authorizer:
                 operation=operation,
             )
             header = f"Bearer {token.value}"
-            realm.tokens[key] = _Cached(scopes, header, self._clock() + _USED_SHARE * token.lifetime)
+            with realm.lock:
+                until = self._clock() + _USED_SHARE * token.lifetime
+                realm.tokens[key] = _Cached(scopes, header, until)
             return header
+        finally:
+            fetching.release()
 
-
-def _header_values(response: Response, name: str) -> list[str]:
-    """All values of a header, each on its own: joined by commas, two challenges are harder to tell apart."""
-    raw = response.raw.headers
-    values = cast("list[str]", raw.getlist(name))
-    return list(values)
+    def _known(self, realm: _Realm, key: _TokenKey) -> str | None:
+        url, service, scopes = key
+        with realm.lock:
+            for (known_url, known_service, _), cached in realm.tokens.items():
+                fits = (known_url, known_service) == (url, service) and covers(cached.scopes, scopes)
+                if fits and self._clock() < cached.until:
+                    return cached.header
+        return None

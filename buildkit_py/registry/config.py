@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from buildkit_py.errors import InvalidOption
-from buildkit_py.registry.credentials import HUB_NAMES, Credentials
+from buildkit_py.registry.credentials import HUB_NAMES, Credentials, CredentialStore, StaticCredentials
 
 HUB_API_HOST = "registry-1.docker.io"
 
@@ -48,6 +48,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def _filed(host: str) -> str:
+    """What settings are filed under: lower case, the API's host, and no port where it is that of https."""
+    return api_host(host.lower().removesuffix(":443"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +95,19 @@ class RegistryConfig:
         for host in self.hosts:
             split_host(host)
         # One spelling inside: a setting for docker.io is one for the host that serves its API.
-        known = {api_host(host.lower()): settings for host, settings in self.hosts.items()}
+        known = {_filed(host): settings for host, settings in self.hosts.items()}
         object.__setattr__(self, "hosts", MappingProxyType(known))
         if self.default.credentials is not None:
             raise InvalidOption("registry: credentials belong to one host, not to the default of all")
 
     def host(self, host: str) -> HostConfig:
         """Settings of one host, as they are."""
-        return self.hosts.get(api_host(host.lower()), self.default)
+        return self.hosts.get(_filed(host), self.default)
+
+    def credential_store(self, fallback: CredentialStore) -> CredentialStore:
+        """A store that knows the credentials given here, and asks the fallback for others."""
+        given = {host: item.credentials for host, item in self.hosts.items() if item.credentials}
+        return StaticCredentials(given, fallback) if given else fallback
 
     def scheme(self, host: str) -> str:
         """``http`` or ``https``."""

@@ -1,0 +1,110 @@
+"""Blocking work of the registry client, and how the event loop starts and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from buildkit_py.errors import RegistryError
+
+T = TypeVar("T")
+
+_END_SECONDS = 2.0
+"""How long a cancelled call waits for its thread, which has lost its socket by then and ends at once."""
+
+
+class Operation:
+    """One call of the client. It can be cancelled from another thread at any time, also while it reads."""
+
+    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._deadline = clock() + seconds
+        self._ended = threading.Event()
+        self._expired = False
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def cancel(self) -> None:
+        """Make the operation fail at its next step, and end the I/O it is waiting for."""
+        with self._lock:
+            self._ended.set()
+            if self._socket is not None:
+                _shut_down(self._socket)
+
+    def expire(self) -> None:
+        """Like cancel, but the failure is that of the deadline."""
+        self._expired = True
+        self.cancel()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was cancelled or its time is up."""
+        return self._ended.is_set() or self.remaining() <= 0
+
+    def remaining(self) -> float:
+        """Seconds until the deadline; negative after it."""
+        return self._deadline - self._clock()
+
+    def check(self) -> None:
+        """Raise RegistryError once the operation should not go on."""
+        if self._expired or self.remaining() <= 0:
+            raise RegistryError(f"the registry did not finish within {self._seconds:g} s", retryable=True)
+        if self._ended.is_set():
+            raise RegistryError("the request was cancelled")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless the operation ends first."""
+        self._ended.wait(max(0.0, min(seconds, self.remaining())))
+        self.check()
+
+    def attach(self, sock: socket.socket | None) -> None:
+        """Say which socket the operation is using; None when it uses none any more."""
+        with self._lock:
+            self._socket = sock
+            if sock is not None and self._ended.is_set():
+                _shut_down(sock)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Not sock.shutdown: that of an SSLSocket also takes the TLS state away from the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class Workers:
+    """A bounded number of threads for one client, started as they are needed."""
+
+    def __init__(self, count: int, *, name: str) -> None:
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._operations: set[Operation] = set()
+
+    async def run(self, seconds: float, action: Callable[[Operation], T]) -> T:
+        """Run action in a thread. Cancelling the call ends its I/O and waits, shortly, for the thread."""
+        operation = Operation(seconds)
+        work = self._executor.submit(action, operation)
+        self._operations.add(operation)
+        timer = asyncio.get_running_loop().call_later(seconds, operation.expire)
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            operation.cancel()
+            # A thread that still runs could write into what the caller is about to clean up.
+            if not (work.cancelled() or work.done()):
+                await asyncio.wait([asyncio.wrap_future(work)], timeout=_END_SECONDS)
+            raise
+        finally:
+            timer.cancel()
+            self._operations.discard(operation)
+
+    async def close(self) -> None:
+        """End what is running and let new calls fail; the threads end by themselves."""
+        for operation in tuple(self._operations):
+            operation.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
