@@ -301,7 +301,7 @@ class Transport:
         if attempt == 1 and error.status == 0:
             # Most often a kept connection that the registry had closed; a new one will do.
             return 0.0
-        return self._jitter() * min(self._retry.cap, self._retry.base * 2.0**attempt)
+        return self._jitter() * min(self._retry.cap, self._retry.base * 2.0 ** (attempt - 1))
 
     def _pass_gate(self, origin: Origin, operation: Operation) -> None:
         operation.check()
@@ -429,6 +429,8 @@ def failure(error: BaseException, method: str, origin: Origin) -> RegistryError:
 
 
 def _reason(error: BaseException) -> str:
+    if any(isinstance(item, ConnectionRefusedError) for item in _causes(error)):
+        return "connection refused; nothing listens there"
     for item in _causes(error):
         if isinstance(item, (requests.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError)):
             return "no connection within the time allowed"

@@ -137,7 +137,8 @@ class RetryPolicy:
 
     attempts: int = 5
     base: float = 0.25
-    """The n-th wait is random between 0 and base * 2**n, which spreads clients that failed together."""
+    """The first wait is random between 0 and this, each later one twice as long; chance spreads clients
+    that failed together."""
     cap: float = 4.0
     retry_after_cap: float = 60.0
     """A registry that asks for a longer wait than this gets this one."""
