@@ -12,9 +12,9 @@ from buildkit_py.progress.model import NANOSECONDS, StatusUpdate, VertexLog, Ver
 from buildkit_py.progress.output import Output
 from buildkit_py.progress.state import BuildProgress, Changes, Outcome, Step
 from buildkit_py.progress.text import (
-    RESET,
     LogCleaner,
     clean_name,
+    end_colors,
     format_log_time,
     format_size,
 )
@@ -109,11 +109,11 @@ class PlainRenderer:
         if failed:
             # The daemon closes all that still runs when it ends the stream; this one was cut off.
             for step in self._progress.started_steps:
-                if step.visible and not step.completed:
+                if not step.completed:
                     self._switch(self._printed_of(step, now), now)
                     self._line("CANCELED")
                     self._current = None
-            self._pieces.extend(failed_steps(self._progress, FAILED_LOG_LINES))
+            self._pieces.extend(failed_steps(self._progress, FAILED_LOG_LINES, keep_colors=self._keep_colors))
         self._flush()
 
     def _printed_of(self, step: Step, now: float) -> _Printed:
@@ -186,7 +186,7 @@ class PlainRenderer:
     def _show_running(self, now: float) -> None:
         """Nothing new, but the screen is free: say what is still going on."""
         for step in self._progress.started_steps:
-            if step.visible and not step.completed and (printed := self._printed.get(step)) is not None:
+            if not step.completed and (printed := self._printed.get(step)) is not None:
                 if not self._held_back(printed, now):
                     self._print(printed, now)
                 return
@@ -275,7 +275,7 @@ class PlainRenderer:
                 time = format_log_time((log.timestamp_ns - start_ns) / NANOSECONDS)
                 body = text if self._open_line else text[:-1]
                 text = body.replace("\n", f"\n{prefix}{time} ") + ("" if self._open_line else "\n")
-            pieces.append(_end_colors(text) if "\x1b" in text else text)
+            pieces.append(end_colors(text))
         printed.logs = []
         printed.log_bytes = 0
 
@@ -297,13 +297,14 @@ class PlainRenderer:
             self._output.write(text)
 
 
-def failed_steps(progress: BuildProgress, count: int | None) -> Iterable[str]:
+def failed_steps(progress: BuildProgress, count: int | None, *, keep_colors: bool) -> Iterable[str]:
     """For each step that failed, in start order, a block with its name and the last lines of its log."""
-    failed = [step for step in progress.started_steps if step.visible and step.outcome is Outcome.FAILED]
-    for step in sorted(failed, key=lambda step: step.intervals[0][0]):
+    for step in progress.started_steps:
+        if step.outcome is not Outcome.FAILED:
+            continue
         yield f"------\n > {step.display_name}:\n"
         start_ns = step.started_ns or 0
-        for line in step.log_lines(count):
+        for line in step.log_lines(count, keep_colors=keep_colors):
             yield f"{format_log_time((line.timestamp_ns - start_ns) / NANOSECONDS)} {line.text}\n"
         yield "------\n"
 
@@ -357,8 +358,3 @@ def _outcome_text(step: Step, outcome: Outcome) -> str:
 def _cut(name: str) -> str:
     data = name.encode()
     return name if len(data) <= _NAME_BYTES else data[:_NAME_BYTES].decode(errors="ignore") + "..."
-
-
-def _end_colors(text: str) -> str:
-    """No line leaves its colours to the next one."""
-    return "\n".join(line + RESET if "\x1b" in line else line for line in text.split("\n"))

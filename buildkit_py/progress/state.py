@@ -152,7 +152,7 @@ class LogTail:
         self.size = 0
         self._cut = True
 
-    def lines(self, count: int | None = None) -> list[LogLine]:
+    def lines(self, count: int | None = None, *, keep_colors: bool = False) -> list[LogLine]:
         """The last lines, oldest first; the last may still lack its end. A line cut in front is left out."""
         picked: list[tuple[int, bytes]] = []
         newlines, cut = 0, self._cut
@@ -178,7 +178,9 @@ class LogTail:
             del lines[0]
         if count is not None:
             lines = lines[max(len(lines) - count, 0) :]
-        return [LogLine(timestamp_ns, clean_line(line)) for timestamp_ns, line in lines]
+        return [
+            LogLine(timestamp_ns, clean_line(line, keep_colors=keep_colors)) for timestamp_ns, line in lines
+        ]
 
 
 @dataclass(slots=True, eq=False)
@@ -367,11 +369,11 @@ class Step:
         for record in self._records:
             yield from record.warnings
 
-    def log_lines(self, count: int | None = None) -> list[LogLine]:
+    def log_lines(self, count: int | None = None, *, keep_colors: bool = False) -> list[LogLine]:
         """The last lines that are kept, oldest first; of a group, those of the vertex that printed last."""
         if not self._records:
             return []
-        return max(self._records, key=lambda record: record.log_ns).tail.lines(count)
+        return max(self._records, key=lambda record: record.log_ns).tail.lines(count, keep_colors=keep_colors)
 
     def add(self, record: _Record) -> None:
         self._records.append(record)
@@ -437,9 +439,10 @@ class BuildProgress:
         return self._steps
 
     @property
-    def started_steps(self) -> Iterable[Step]:
-        """In the order in which they were first seen started; those that are not visible included."""
-        return self._started
+    def started_steps(self) -> Sequence[Step]:
+        """In start order, those that are visible."""
+        started = [step for step in self._started if step.visible]
+        return sorted(started, key=lambda step: step.intervals[0][0])
 
     @property
     def labels(self) -> tuple[str, ...]:

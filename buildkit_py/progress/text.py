@@ -11,12 +11,14 @@ import re
 import unicodedata
 from functools import lru_cache
 
-# ECMA-48: CSI, strings (OSC, DCS, SOS, PM, APC) up to their terminator or the end of the line, other escapes.
-# A string without its terminator loses its first two characters only; what stays is plain text.
+# ECMA-48: CSI, strings (OSC, DCS, SOS, PM, APC) up to their terminator or the end of the line, other escapes,
+# and an ESC that starts none of them. A string without its terminator loses its first two characters only;
+# what stays is plain text.
 _SEQUENCE = re.compile(
     r"\x1b\[(?P<params>[0-?]*)(?P<inter>[ -/]*)(?P<final>[@-~])"
     r"|\x1b[\]PX^_][^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
+    r"|\x1b"
 )
 _UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[ -/]*|[\]PX^_][^\x07\x1b\x9c\n]*\x1b?)\Z")
 _MAX_UNFINISHED = 1024
@@ -30,6 +32,9 @@ _UNSAFE = re.compile(
 # As above, but an ESC that starts a colour stays.
 _UNSAFE_BUT_COLOR = re.compile(rf"(?!\x1b\[[0-9;:]*m){_UNSAFE.pattern}")
 _COLOR_PARAMS = re.compile(r"[0-9;:]*")
+
+# A line whose last colour is not a reset.
+_LAST_COLOR = re.compile(r".*\x1b\[(?!0*m)[0-9;:]*m(?!.*\x1b)", re.DOTALL)
 
 RESET = "\x1b[0m"
 
@@ -48,13 +53,27 @@ def clean_name(text: str) -> str:
     )
 
 
-def clean_line(data: bytes) -> str:
-    """One line of a log without any escape sequence, as a terminal would show it after its last ``\\r``."""
+def clean_line(data: bytes, *, keep_colors: bool = False) -> str:
+    """One line of a log, as a terminal would show it after its last ``\\r``, with no escapes but colours."""
     text = data.decode(errors="replace")
     if _UNSAFE.search(text) is None:
         return text
-    text = _SEQUENCE.sub("", text.rstrip("\r")).rpartition("\r")[2]
-    return _UNSAFE.sub("", text)
+    text = _clean(text.rstrip("\r").rpartition("\r")[2], keep_colors=keep_colors)
+    return end_colors(text)
+
+
+def end_colors(text: str) -> str:
+    """Clean text, in which no line leaves its colours to the next one."""
+    if "\x1b" not in text:
+        return text
+    lines = text.split("\n")
+    return "\n".join(line + RESET if _LAST_COLOR.match(line) else line for line in lines)
+
+
+def _clean(text: str, *, keep_colors: bool) -> str:
+    if keep_colors:
+        return _UNSAFE_BUT_COLOR.sub("", _SEQUENCE.sub(_keep_color, text))
+    return _UNSAFE.sub("", _SEQUENCE.sub("", text))
 
 
 class LogCleaner:
@@ -86,9 +105,7 @@ class LogCleaner:
             self._pending = tail[0]
             text = text[: tail.start()]
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-        if not self._keep_colors:
-            return _UNSAFE.sub("", _SEQUENCE.sub("", text))
-        return _UNSAFE_BUT_COLOR.sub("", _SEQUENCE.sub(_keep_color, text))
+        return _clean(text, keep_colors=self._keep_colors)
 
 
 def _keep_color(match: re.Match[str]) -> str:

@@ -94,7 +94,9 @@ class TTYRenderer:
         if self._began is not None:
             self._draw(now, columns, None, ended=True, failed=failed)
         if failed:
-            self._output.write("".join(failed_steps(self._progress, None)))
+            self._output.write(
+                "".join(failed_steps(self._progress, None, keep_colors=self._colors != NO_COLORS))
+            )
 
     def _size(self) -> tuple[int, int]:
         columns, rows = self._terminal_size()
@@ -165,7 +167,7 @@ class TTYRenderer:
         return _Line(f"[+] Building {seconds:.1f}s ({completed}/{len(visible)}){finished}")
 
     def _body(self, now_ns: int, rows: int | None, *, ended: bool, failed: bool) -> list[_Line]:
-        steps = [step for step in self._progress.started_steps if step.visible]
+        steps = self._progress.started_steps
         if rows is None:
             return [line for step in steps for line in self._step_lines(step, now_ns, 0, ended=failed)]
         running = [step for step in steps if not step.completed]
@@ -194,13 +196,9 @@ class TTYRenderer:
             outcome = Outcome.CANCELED  # the stream was cut off; the daemon would have said so
         prefix, color = self._look(outcome)
         lines = [_Line(f" => {prefix}{step.display_name}", color, f" {step.seconds(now_ns):.1f}s")]
-        lines += [
-            _Line(f" => WARN: {clean_name(warning.short.decode(errors='replace'))}", self._colors.warning)
-            for warning in step.warnings()
-        ]
         for status in step.statuses():
             amount = status_amount(status)
-            text = f" => => {clean_name(status.id)}" + (f"  {amount}" if amount else "")
+            text = f" => => {clean_name(status.id)}" + (f" {amount}" if amount else "")
             right = ""
             if status.started_ns is not None:
                 end_ns = status.completed_ns
@@ -209,6 +207,10 @@ class TTYRenderer:
                 right = f" {max(end_ns - status.started_ns, 0) / NANOSECONDS:.1f}s"
             done = status.completed_ns is not None or outcome is not None
             lines.append(_Line(text, color if outcome else self._colors.run if done else "", right))
+        lines += [
+            _Line(f" => WARN: {clean_name(warning.short.decode(errors='replace'))}", self._colors.warning)
+            for warning in step.warnings()
+        ]
         if outcome is None and log_lines:
             lines += [
                 _Line(f" => => # {line.text}", self._colors.faint) for line in step.log_lines(log_lines)
