@@ -548,6 +548,8 @@ class Receiver:
                 )
         elif not stat.is_symlink:
             self._plain.add(path)
+        elif not stat.linkname or b"\0" in stat.linkname:
+            raise ProtocolError(f"the symlink {_text(path)!r} has no valid target")
         file_id = self._count
         self._count += 1
         if self._count > MAX_ENTRIES:

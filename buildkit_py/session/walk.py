@@ -496,20 +496,63 @@ class MemoryTree:
         return {}
 
 
-class FileOpener:
-    """Opens files below a root without following any symlink. For one thread at a time; close it at the end.
+class DirectoryHandles:
+    """Descriptors of the directories below a root, none reached through a symlink. For one thread at a time.
 
-    Directories stay open for a while, because files are mostly asked for in the order of the listing.
+    The last few stay open, because files mostly come in the order of a listing.
     """
 
-    def __init__(self, root: bytes) -> None:
-        self._directories: dict[bytes, int] = {}
+    def __init__(self, root: bytes | Path) -> None:
+        """Raises OSError, as open() does."""
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._handles: dict[bytes, int] = {}
+
+    def open(self, path: bytes) -> int:
+        """Of a directory relative to the root; good until the next call."""
+        if not path:
+            return self._root
+        fd = self._handles.get(path)
+        if fd is not None:
+            return fd
+        # From the innermost directory that is open, else from the root.
+        names: list[bytes] = []
+        above = path
+        while above and above not in self._handles:
+            above, _, name = above.rpartition(b"/")
+            names.append(name)
+        fd = self._handles[above] if above else self._root
+        for name in reversed(names):
+            fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=fd)
+            above = above + b"/" + name if above else name
+            self._handles[above] = fd
+            if len(self._handles) > _CACHED_DIRECTORIES:
+                os.close(self._handles.pop(next(iter(self._handles))))
+        return fd
+
+    def forget(self, path: bytes) -> None:
+        """A directory and all below it are going away."""
+        for known in [key for key in self._handles if key == path or key.startswith(path + b"/")]:
+            os.close(self._handles.pop(known))
+
+    def close(self) -> None:
+        """Closes all; the object cannot be used afterwards."""
+        for fd in [*self._handles.values(), self._root]:
+            os.close(fd)
+        self._handles = {}
+        self._root = -1
+
+
+class FileOpener:
+    """Opens files below a root without following any symlink. For one thread at a time."""
+
+    def __init__(self, root: bytes) -> None:
+        """Raises OSError, as open() does."""
+        self._directories = DirectoryHandles(root)
 
     def open(self, path: bytes) -> tuple[int, int]:
         """(descriptor, size) of a regular file. Raises OSError, also for everything else."""
         directory, _, name = path.rpartition(b"/")
-        fd = os.open(name, _FILE_FLAGS, dir_fd=self._directory(directory))
+        fd = os.open(name, _FILE_FLAGS, dir_fd=self._directories.open(directory))
         try:
             info = os.fstat(fd)
             if not _stat.S_ISREG(info.st_mode):
@@ -519,27 +562,5 @@ class FileOpener:
             raise
         return fd, info.st_size
 
-    def _directory(self, path: bytes) -> int:
-        fd = self._directories.get(path)
-        if fd is not None:
-            return fd
-        # From the innermost directory that is open, else from the root.
-        names: list[bytes] = []
-        above = path
-        while above and above not in self._directories:
-            above, _, name = above.rpartition(b"/")
-            names.append(name)
-        fd = self._directories[above] if above else self._root
-        for name in reversed(names):
-            fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=fd)
-            above = above + b"/" + name if above else name
-            self._directories[above] = fd
-            if len(self._directories) > _CACHED_DIRECTORIES:
-                os.close(self._directories.pop(next(iter(self._directories))))
-        return fd
-
     def close(self) -> None:
-        for fd in [*self._directories.values(), self._root]:
-            os.close(fd)
-        self._directories = {}
-        self._root = -1
+        self._directories.close()
