@@ -63,7 +63,8 @@ _SMALL = 8 << 10
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _WINDOW_UPDATE, _CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x8, 0x9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
 _FRAME_HEADER_SIZE = 9
-_PREFACE_SIZE = 24
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_PREFACE_SIZE = len(_PREFACE)
 
 _pack_frame_header = struct.Struct(">HBBBL").pack
 _unpack_frame_header = struct.Struct(">HBBBL").unpack
@@ -102,9 +103,7 @@ class Stream:
         "unacked",
     )
 
-    def __init__(
-        self, stream_id: int, method: str, metadata: Sequence[tuple[str, str]], send_window: int
-    ) -> None:
+    def __init__(self, stream_id: int, method: str, metadata: Sequence[tuple[str, str]], send_window: int) -> None:
         self.id = stream_id
         self.method = method
         self.metadata = metadata
@@ -184,9 +183,7 @@ class GrpcCore:
         self._max_message_size = max_message_size
         # h2 would refuse header values with spaces around them, which Go sends: a path may begin with one.
         self._h2 = H2Connection(
-            H2Configuration(
-                client_side=False, validate_inbound_headers=False, normalize_inbound_headers=False
-            )
+            H2Configuration(client_side=False, validate_inbound_headers=False, normalize_inbound_headers=False)
         )
         # Given before initiate_connection(), so that they are in force at once and the first frame says so.
         self._h2.local_settings = Settings(
@@ -214,7 +211,8 @@ class GrpcCore:
         self._preface_seen = False
         self._in_header_block = False
         self._unacked = 0
-        self._buffered = 0
+        self.buffered = 0
+        """Received bytes that no handler has taken yet."""
 
         # Outbound.
         self._control: list[bytes] = []
@@ -259,6 +257,8 @@ class GrpcCore:
         position = 0
         size = len(data)
         if not self._preface_seen:
+            if not data.startswith(_PREFACE):
+                raise _Broken(ErrorCodes.PROTOCOL_ERROR, "does not speak HTTP/2")
             self._to_h2(data[:_PREFACE_SIZE], events)
             self._preface_seen = True
             position = _PREFACE_SIZE
@@ -267,9 +267,7 @@ class GrpcCore:
             if size - position < _FRAME_HEADER_SIZE:
                 self._need = _FRAME_HEADER_SIZE
                 break
-            high, low, kind, flags, stream_id = _unpack_frame_header(
-                view[position : position + _FRAME_HEADER_SIZE]
-            )
+            high, low, kind, flags, stream_id = _unpack_frame_header(view[position : position + _FRAME_HEADER_SIZE])
             length = high << 8 | low
             if length > MAX_FRAME_SIZE:
                 raise _Broken(ErrorCodes.FRAME_SIZE_ERROR, f"sent a frame of {length} bytes")
@@ -303,9 +301,7 @@ class GrpcCore:
         except H2Error:
             raise
         except Exception as error:  # a parser fed by the peer: whatever it trips over is the peer's doing
-            raise _Broken(
-                ErrorCodes.PROTOCOL_ERROR, f"sent a frame that cannot be read: {_text(error)}"
-            ) from error
+            raise _Broken(ErrorCodes.PROTOCOL_ERROR, f"sent a frame that cannot be read: {_text(error)}") from error
         self._pump()
         for event in received:
             self._h2_event(event, events)
@@ -375,18 +371,14 @@ class GrpcCore:
         if stream_id == 0:
             self._send_window += increment
             if not increment or self._send_window > _MAX_WINDOW:
-                raise _Broken(
-                    ErrorCodes.FLOW_CONTROL_ERROR, "opened the connection's window by too much or by nothing"
-                )
+                raise _Broken(ErrorCodes.FLOW_CONTROL_ERROR, "opened the connection's window by too much or by nothing")
         elif stream := self._streams.get(stream_id):
             stream.send_window += increment
             if not increment or stream.send_window > _MAX_WINDOW:
                 self._reset(stream, ErrorCodes.FLOW_CONTROL_ERROR)
                 events.append(Aborted(stream))
         elif stream_id > self._highest_id or not stream_id & 1:
-            raise _Broken(
-                ErrorCodes.PROTOCOL_ERROR, f"opened the window of stream {stream_id}, which does not exist"
-            )
+            raise _Broken(ErrorCodes.PROTOCOL_ERROR, f"opened the window of stream {stream_id}, which does not exist")
         self.output_ready = True
 
     def _data_frame(self, stream_id: int, flags: int, payload: memoryview, events: list[Event]) -> None:
@@ -405,9 +397,7 @@ class GrpcCore:
         stream = self._streams.get(stream_id)
         if stream is None:
             if stream_id > self._highest_id or not stream_id & 1:
-                raise _Broken(
-                    ErrorCodes.PROTOCOL_ERROR, f"sent data on stream {stream_id}, which does not exist"
-                )
+                raise _Broken(ErrorCodes.PROTOCOL_ERROR, f"sent data on stream {stream_id}, which does not exist")
             return  # sent before our end of the call arrived
         if stream.half_closed:
             self._reset(stream, ErrorCodes.STREAM_CLOSED)
@@ -434,9 +424,9 @@ class GrpcCore:
         """Cut messages out of the stream; an answer is the status that refuses the call."""
         size = len(payload)
         position = 0
-        self._buffered += size
-        if self._buffered > MAX_BUFFERED:
-            self._buffered -= size
+        self.buffered += size
+        if self.buffered > MAX_BUFFERED:
+            self.buffered -= size
             return Code.RESOURCE_EXHAUSTED, "too much is waiting to be handled"
         if stream.missing:
             if size < stream.missing:
@@ -459,10 +449,10 @@ class GrpcCore:
         while size - position >= _PREFIX_SIZE:
             flag, length = _unpack_prefix(payload, position)
             if flag:
-                self._buffered -= size - position
+                self.buffered -= size - position
                 return _refuse_flag(flag, stream.metadata)
             if length > self._max_message_size:
-                self._buffered -= size - position
+                self.buffered -= size - position
                 text = f"message of {length} bytes, more than the limit of {self._max_message_size}"
                 return Code.RESOURCE_EXHAUSTED, text
             position += _PREFIX_SIZE
@@ -496,7 +486,7 @@ class GrpcCore:
             message = stream.inbox.popleft()
             size = len(message) + _PREFIX_SIZE
             stream.held -= size
-            self._buffered -= size
+            self.buffered -= size
             self._credit(stream)
             return message
         if not stream.half_closed and not stream.closed:
@@ -666,7 +656,7 @@ class GrpcCore:
         self.output_ready = True
 
     def _drop_inbound(self, stream: Stream) -> None:
-        self._buffered -= stream.held + stream.parts_size
+        self.buffered -= stream.held + stream.parts_size
         stream.inbox.clear()
         stream.parts.clear()
         stream.held = stream.parts_size = stream.missing = 0

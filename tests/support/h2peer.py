@@ -15,7 +15,7 @@ from h2.events import (
     ConnectionTerminated,
     DataReceived,
     Event,
-    RemoteSettingsChanged,
+    PingAckReceived,
     ResponseReceived,
     StreamEnded,
     StreamReset,
@@ -192,9 +192,12 @@ class Peer:
         """The GOAWAY of the session."""
         self.eof = False
         """The session has half-closed, or the stream is over."""
-        self.settings_seen = asyncio.Event()
+        self.hangs_up = True
+        """End the stream when the session has, as the daemon does."""
         self._stream = stream
         self._calls: dict[int, PeerCall] = {}
+        self._pings = 0
+        self._pongs: set[bytes] = set()
         self._changed = asyncio.Condition()
         self._lock = asyncio.Lock()
 
@@ -221,6 +224,15 @@ class Peer:
         call = await self.call("/grpc.health.v1.Health/Check", message=b"")
         assert await call.receive() == b"\x08\x01"
         return await call.ended()
+
+    async def ping(self) -> None:
+        """A round trip: all that was sent before has been handled by the session's reader."""
+        self._pings += 1
+        data = self._pings.to_bytes(8, "big")
+        self.connection.ping(data)
+        await self.flush()
+        while data not in self._pongs:
+            await self.changed()
 
     async def goodbye(self) -> None:
         """GOAWAY, as Go's client sends it when it closes."""
@@ -250,6 +262,8 @@ class Peer:
                 await self.flush()
             await self._notify()
         self.eof = True
+        if self.hangs_up:
+            await self._stream.done_writing()
         await self._notify()
 
     async def _notify(self) -> None:
@@ -257,10 +271,10 @@ class Peer:
             self._changed.notify_all()
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, RemoteSettingsChanged):
-            self.settings_seen.set()
-        elif isinstance(event, ConnectionTerminated):
+        if isinstance(event, ConnectionTerminated):
             self.terminated = event
+        elif isinstance(event, PingAckReceived):
+            self._pongs.add(event.ping_data or b"")
         elif isinstance(event, DataReceived):
             self._calls[event.stream_id]._data(event)
         elif isinstance(event, ResponseReceived | TrailersReceived):
@@ -269,7 +283,9 @@ class Peer:
         elif isinstance(event, StreamEnded):
             call = self._calls[event.stream_id or 0]
             headers = call.headers
-            call.status = Status(int(headers.get("grpc-status", -1)), unquote(headers.get("grpc-message", "")))
+            call.status = Status(
+                int(headers.get("grpc-status", -1)), unquote(headers.get("grpc-message", ""))
+            )
         elif isinstance(event, StreamReset):
             call = self._calls[event.stream_id]
             if call.status is None:
