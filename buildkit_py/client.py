@@ -8,7 +8,7 @@ import binascii
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -187,7 +187,7 @@ class Client:
         reserved_space: int = 0,
         max_used_space: int = 0,
         min_free_space: int = 0,
-    ) -> AsyncIterator[UsageRecord]:
+    ) -> AsyncGenerator[UsageRecord, None]:
         """Delete cache records and yield each one deleted; sizes are in bytes, 0 sets no limit.
 
         With all, also internal and shared records go. Leaving the iteration early stops the pruning.
@@ -208,7 +208,7 @@ class Client:
         finally:
             call.cancel()
 
-    async def status(self, ref: str) -> AsyncIterator[StatusUpdate]:
+    async def status(self, ref: str) -> AsyncGenerator[StatusUpdate, None]:
         """Follow one solve to its end, from its beginning; a recorded one is replayed.
 
         RPCError with code NOT_FOUND when there is no such solve and none appears within 6 seconds.
@@ -315,7 +315,8 @@ class Client:
         failed = rpc.solve_error(error, ref=request.ref, platform=request.label)
         if not failed.vertex:
             return failed
-        failed.vertex_name = progress.vertex_name(request.label, failed.vertex)
+        vertex = progress.vertex(request.label, failed.vertex)
+        failed.vertex_name = failed.vertex_name or (vertex.name if vertex is not None else "")
         failed.log_tail = progress.log_tail(request.label, failed.vertex)
         return failed
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from buildkit_py.client import Client, SolveRequest
 from buildkit_py.digest import Digest
 from buildkit_py.errors import InvalidOption, InvalidPlatform, SolveError
-from buildkit_py.oci import Descriptor, ImageConfig, Manifest, parse_manifest_or_index
+from buildkit_py.oci import MAX_CONFIG_BYTES, Descriptor, ImageConfig, Manifest, parse_manifest_or_index
 from buildkit_py.pb import ops_pb2
 from buildkit_py.platforms import Platform, parse_platforms
 from buildkit_py.progress import StatusUpdate
@@ -21,7 +21,6 @@ from buildkit_py.session.attachable import Attachable
 from buildkit_py.session.server import Session
 
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_MAX_CONFIG_BYTES = 8 << 20
 # What a platform prints while another one has the turn is kept in memory; the daemon clips a vertex at 2 MiB.
 _MAX_WAITING_BYTES = 16 << 20
 
@@ -98,7 +97,7 @@ async def _images(
     if isinstance(content, Manifest):
         config = await _config(registry, reference, content)
         images = [(config.platform.normalized(), root, config)]
-        chosen = images if not wanted else [image for image in images if image[0].matches(wanted[0])]
+        chosen = images if not wanted else [image for image in images if image[0] == wanted[0]]
         if not chosen or len(wanted) > 1:
             raise InvalidPlatform(f"{reference}: has {images[0][0]} only")
         return chosen
@@ -109,7 +108,7 @@ async def _images(
     ]
     picked: list[tuple[Platform, Descriptor]] = []
     for platform in wanted or [platform for platform, _ in entries]:
-        match = next((entry for have, entry in entries if have.matches(platform)), None)
+        match = next((entry for have, entry in entries if have == platform), None)
         if match is None:
             names = ", ".join(str(have) for have, _ in entries) or "none"
             raise InvalidPlatform(f"{reference}: has no {platform}; its platforms are {names}")
@@ -130,7 +129,7 @@ async def _child_config(registry: Registry, reference: Reference, entry: Descrip
 
 
 async def _config(registry: Registry, reference: Reference, manifest: Manifest) -> ImageConfig:
-    raw = await registry.fetch_blob_bytes(reference.name, manifest.config, max_bytes=_MAX_CONFIG_BYTES)
+    raw = await registry.fetch_blob_bytes(reference.name, manifest.config, MAX_CONFIG_BYTES)
     return ImageConfig.parse(raw)
 
 
@@ -213,9 +212,10 @@ def _definition(
             description={"llb.customname": f"run {' '.join(args)}"},
         ),
     }
-    return ops_pb2.Definition(**{"def": [source, process, result]}, metadata=metadata).SerializeToString(
-        deterministic=True
-    )
+    definition = ops_pb2.Definition(metadata=metadata)
+    # The field is called "def", which Python does not let one write.
+    getattr(definition, "def").extend([source, process, result])
+    return definition.SerializeToString(deterministic=True)
 
 
 class _Turns:

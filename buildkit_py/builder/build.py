@@ -21,7 +21,7 @@ from buildkit_py.oci import Descriptor
 from buildkit_py.options import ExporterSpec
 from buildkit_py.platforms import Platform
 from buildkit_py.progress import StatusUpdate
-from buildkit_py.registry import CredentialStore, Registry, RegistryConfig
+from buildkit_py.registry import CredentialStore, DockerCredentials, Registry, RegistryConfig
 from buildkit_py.session.auth import Auth
 from buildkit_py.session.filesync import FileSync, LocalDir
 from buildkit_py.session.server import Session
@@ -59,11 +59,11 @@ async def build(
     checked = plan(request)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
-        registry = await stack.enter_async_context(
-            Registry(credentials=credentials, config=registry_config)
-        )
+        credentials = credentials or DockerCredentials()
+        config = registry_config or RegistryConfig()
+        registry = await stack.enter_async_context(Registry(credentials=credentials, config=config))
         outputs = await stack.enter_async_context(ClientOutputs(checked))
-        run = _Run(client, checked, registry, outputs, on_status)
+        run = _Run(client, checked, registry, outputs, Auth(credentials, config), on_status)
         solved = await run.solve_all()
         descriptor = await run.publish(solved)
     ended = time.monotonic()
@@ -85,6 +85,7 @@ class _Run:
         checked: Plan,
         registry: Registry,
         outputs: ClientOutputs,
+        auth: Auth,
         on_status: StatusCallback | None,
     ) -> None:
         self._client = client
@@ -92,7 +93,7 @@ class _Run:
         self._registry = registry
         self._outputs = outputs
         self._on_status = on_status
-        self._auth = Auth(registry.credentials, registry.config)
+        self._auth = auth
 
     async def solve_all(self) -> tuple[_Solved, ...]:
         """Solve all platforms at once over one session, so that the context crosses once."""

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from buildkit_py.digest import Digest
 from buildkit_py.errors import ProtocolError
 from buildkit_py.oci import (
+    MAX_CONFIG_BYTES,
     Descriptor,
     ImageConfig,
     Index,
     Manifest,
+    PlatformRoot,
     assemble,
     check_entry,
     encode_index,
+    index_media_type,
     parse_manifest_or_index,
 )
 from buildkit_py.platforms import Platform
 from buildkit_py.reference import Reference
 from buildkit_py.registry import Registry
-
-_MAX_CONFIG_BYTES = 8 << 20  # real ones are kilobytes; a registry's word is not trusted beyond this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,6 @@ class Child:
     descriptor: Descriptor
     """As it stands in an index: with its platform."""
     manifest: Manifest
-    config: ImageConfig
 
     @property
     def size(self) -> int:
@@ -45,65 +44,42 @@ class Child:
 class Pushed:
     """What one platform's solve left in the registry."""
 
-    root: Descriptor
+    root: PlatformRoot
     """What the daemon pushed: a manifest, or an index where there are attestations."""
     raw: bytes
     images: tuple[Child, ...]
     attestations: tuple[Descriptor, ...]
 
 
-async def collect(registry: Registry, repository: str, root: Descriptor, platform: Platform | None) -> Pushed:
-    """Read back what a solve pushed and check it, bytes against digests and configs against entries.
+async def collect(
+    registry: Registry, repositories: Sequence[str], root: Descriptor, platform: Platform | None
+) -> Pushed:
+    """Read back what a solve pushed and check it: bytes against digests, sizes and configs against entries.
 
-    Raises NotFound when a part is missing, ProtocolError when one is not what it says, RegistryError otherwise.
+    Everything is read from the first repository; the others must have the same root. Raises NotFound when
+    a part is missing, ProtocolError when one is not what it says, RegistryError for the rest.
     """
-    raw, _ = await registry.fetch_manifest(_at(repository, root.digest))
-    content = parse_manifest_or_index(raw, root.media_type)
-    if isinstance(content, Manifest):
-        child = await _image(registry, repository, root, content, platform)
-        return Pushed(root=root, raw=raw, images=(child,), attestations=())
-    images = [entry for entry in content.manifests if not entry.is_attestation]
-    attestations = tuple(entry for entry in content.manifests if entry.is_attestation)
-    if not images:
-        raise ProtocolError(f"{repository}@{root.digest}: the index that the daemon pushed holds no image")
+    first, *others = (Reference.parse_normalized(name) for name in repositories)
+    content = await _fetch(registry, first, root)
     async with asyncio.TaskGroup() as tasks:
-        reading = [tasks.create_task(_entry(registry, repository, entry, platform)) for entry in images]
-        for entry in attestations:
-            tasks.create_task(registry.fetch_manifest(_at(repository, entry.digest)))
-    children = tuple(task.result() for task in reading)
-    return Pushed(root=root, raw=raw, images=children, attestations=attestations)
-
-
-async def _entry(
-    registry: Registry, repository: str, entry: Descriptor, platform: Platform | None
-) -> Child:
-    raw, _ = await registry.fetch_manifest(_at(repository, entry.digest))
-    if len(raw) != entry.size:
-        raise ProtocolError(f"{repository}@{entry.digest}: is {len(raw)} bytes, its index says {entry.size}")
-    content = parse_manifest_or_index(raw, entry.media_type)
-    if not isinstance(content, Manifest):
-        raise ProtocolError(f"{repository}@{entry.digest}: expected an image manifest, found an index")
-    return await _image(registry, repository, entry, content, platform)
-
-
-async def _image(
-    registry: Registry,
-    repository: str,
-    descriptor: Descriptor,
-    manifest: Manifest,
-    platform: Platform | None,
-) -> Child:
-    raw = await registry.fetch_blob_bytes(repository, manifest.config, max_bytes=_MAX_CONFIG_BYTES)
-    config = ImageConfig.parse(raw)
-    entry = descriptor
-    if entry.platform is None:
-        entry = entry.with_platform(config.platform)
-    check_entry(entry, config)
-    if platform is not None and entry.platform is not None and not entry.platform.matches(platform):
-        raise ProtocolError(
-            f"{repository}@{descriptor.digest}: is for {entry.platform}, the solve was for {platform}"
-        )
-    return Child(descriptor=entry, manifest=manifest, config=config)
+        if isinstance(content, Manifest):
+            attestations: tuple[Descriptor, ...] = ()
+            reading = [tasks.create_task(_image(registry, first, root, content, platform))]
+        else:
+            attestations = content.attestations
+            reading = [tasks.create_task(_entry(registry, first, entry, platform)) for entry in content.images]
+            for entry in attestations:
+                tasks.create_task(_fetch(registry, first, entry))
+        for repository in others:
+            tasks.create_task(registry.resolve(repository.with_digest(root.digest)))
+    if not reading:
+        raise ProtocolError(f"{first.name}@{root.digest}: the index that the daemon pushed holds no image")
+    return Pushed(
+        root=PlatformRoot(descriptor=root, index=content if isinstance(content, Index) else None),
+        raw=content.raw,
+        images=tuple(task.result() for task in reading),
+        attestations=attestations,
+    )
 
 
 async def push_root(
@@ -113,36 +89,66 @@ async def push_root(
     *,
     annotations: Mapping[str, str],
 ) -> Descriptor:
-    """Write the root of several platforms, or of one, to every reference; the tags come last.
+    """Write the root of one platform or of several to every reference, by digest first, tags last.
 
-    One platform keeps the bytes that the daemon pushed; several get an index of all their children.
-    Every repository already holds the children. A failure leaves tags of later references unwritten, and
-    none that points at something incomplete.
+    One platform keeps the bytes that the daemon pushed; several get an index of all their children, which are
+    in every repository already. A failure leaves later references unwritten and none incomplete.
     """
-    raw, media_type = root_bytes(pushed, annotations=annotations)
+    raw, media_type = _root(pushed, annotations)
     tags: dict[str, list[str]] = {}
     for reference in references:
         tags.setdefault(reference.name, []).append(reference.tag_or_latest)
-    async with asyncio.TaskGroup() as tasks:
-        for repository in tags:
-            tasks.create_task(_check_children(registry, repository, pushed))
     for repository, names in tags.items():
         await registry.push_manifest(repository, raw, media_type, tags=names)
-    return Descriptor(media_type=media_type, digest=Digest.of(raw), size=len(raw))
+    return Descriptor.of(raw, media_type)
 
 
-async def _check_children(registry: Registry, repository: str, pushed: Sequence[Pushed]) -> None:
-    """Every entry of the index must exist where the index goes; the first repository has been read already."""
-    raise NotImplementedError
+def _root(pushed: Sequence[Pushed], annotations: Mapping[str, str]) -> tuple[bytes, str]:
+    """Bytes and media type of what the tags will point at."""
+    if len(pushed) == 1 and not annotations:
+        return pushed[0].raw, pushed[0].root.descriptor.media_type
+    known = {
+        image.descriptor.digest: image.descriptor.platform
+        for part in pushed
+        for image in part.images
+        if image.descriptor.platform is not None
+    }
+    entries = assemble([part.root for part in pushed], known)
+    media_type = index_media_type(entries, annotations)
+    return encode_index(entries, annotations=annotations, media_type=media_type), media_type
 
 
-def root_bytes(pushed: Sequence[Pushed], *, annotations: Mapping[str, str]) -> tuple[bytes, str]:
-    """Bytes and media type of the root: the daemon's own for one platform, an index of all for several."""
-    raise NotImplementedError
+async def _entry(
+    registry: Registry, repository: Reference, entry: Descriptor, platform: Platform | None
+) -> Child:
+    content = await _fetch(registry, repository, entry)
+    if not isinstance(content, Manifest):
+        raise ProtocolError(f"{repository.name}@{entry.digest}: expected an image manifest, found an index")
+    return await _image(registry, repository, entry, content, platform)
 
 
-def _at(repository: str, digest: Digest) -> Reference:
-    return Reference.parse_normalized(repository).with_digest(digest)
+async def _image(
+    registry: Registry,
+    repository: Reference,
+    entry: Descriptor,
+    manifest: Manifest,
+    platform: Platform | None,
+) -> Child:
+    raw = await registry.fetch_blob_bytes(repository.name, manifest.config, MAX_CONFIG_BYTES)
+    config = ImageConfig.parse(raw)
+    wanted = platform or entry.platform or config.platform
+    if config.platform.normalized() != replace(wanted.normalized(), os_version="", os_features=()):
+        raise ProtocolError(
+            f"{repository.name}@{entry.digest}: the image for {wanted} says that it is for {config.platform}; "
+            "does the last stage of the Dockerfile have FROM --platform?"
+        )
+    placed = entry.with_platform(entry.platform or wanted)
+    check_entry(placed, config)
+    return Child(descriptor=placed, manifest=manifest)
 
 
-__all__ = ["Child", "Index", "Pushed", "assemble", "collect", "encode_index", "push_root"]
+async def _fetch(registry: Registry, repository: Reference, descriptor: Descriptor) -> Manifest | Index:
+    """A manifest or index by digest, verified against all that its descriptor says."""
+    raw, _ = await registry.fetch_manifest(repository.with_digest(descriptor.digest))
+    descriptor.verify(raw, f"{repository.name}@{descriptor.digest}")
+    return parse_manifest_or_index(raw, descriptor.media_type)

@@ -84,6 +84,11 @@ class Plan:
         """Names to push to, without tags, none twice."""
         return tuple(dict.fromkeys(reference.name for reference in self.references))
 
+    def names_of(self, spec: ExporterSpec) -> tuple[Reference, ...]:
+        """Names to write into an OCI layout: the output's own, else the tags of the build."""
+        own = [name for name in spec.attrs.get("name", "").split(",") if name]
+        return tuple(dict.fromkeys(_tagged(name) for name in own or self.request.tags))
+
     def shared_key(self, node_id: str) -> str:
         """Differs wherever a directory served differs: the daemon trusts what it has under the same key.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from buildkit_py.registry import Registry
+from buildkit_py.registry import DockerCredentials, Registry, RegistryConfig
 from buildkit_py.session.auth import Auth
 
 
 @asynccontextmanager
 async def open_registry() -> AsyncIterator[tuple[Registry, Auth]]:
     """A registry client with docker's credentials, and the attachable that answers the daemon from them."""
-    async with Registry() as registry:
-        yield registry, Auth(registry.credentials, registry.config)
+    credentials, config = DockerCredentials(), RegistryConfig()
+    async with Registry(credentials=credentials, config=config) as registry:
+        yield registry, Auth(credentials, config)

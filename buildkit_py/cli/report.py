@@ -14,7 +14,7 @@ def error_text(error: BuildKitError) -> str:
     if error.log_tail:
         name = error.vertex_name or error.vertex
         parts += ["------", f" > {name}:", *error.log_tail, "------"]
-    parts += [snippet.render() for snippet in error.sources]
+    parts += [snippet.excerpt() for snippet in error.sources]
     parts.append(f"error: {where}{error}")
     if error.hint:
         parts.append(f"hint: {error.hint}")

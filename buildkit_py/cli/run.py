@@ -7,6 +7,8 @@ import sys
 
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.progress import show_progress
+from buildkit_py.cli.registry import open_registry
+from buildkit_py.platforms import Platform
 from buildkit_py.run import RunRequest, run
 
 
