@@ -182,9 +182,7 @@ class StatusUpdate:
         return cls(
             vertexes=tuple([_vertex(vertex) for vertex in message.vertexes]),
             statuses=tuple([_status(status) for status in message.statuses]),
-            logs=tuple(
-                [VertexLog(log.vertex, log.stream, log.msg, _time_ns(log.timestamp)) for log in message.logs]
-            ),
+            logs=tuple([VertexLog(log.vertex, log.stream, log.msg, _time_ns(log.timestamp)) for log in message.logs]),
             warnings=tuple([_warning(warning) for warning in message.warnings]),
         )
 

@@ -51,9 +51,7 @@ class _Printed:
     """When the oldest news came that is not printed; None if all is."""
     events: int = 0
     """News since the screen last changed hands."""
-    statuses: dict[str, tuple[VertexStatus, float]] = field(
-        default_factory=dict[str, tuple[VertexStatus, float]]
-    )
+    statuses: dict[str, tuple[VertexStatus, float]] = field(default_factory=dict[str, tuple[VertexStatus, float]])
     """Last printed, and when."""
     warnings: int = 0
     ended: tuple[Outcome, int | None, str] | None = None
@@ -152,11 +150,9 @@ class PlainRenderer:
             self._flush()
 
     def _refresh(self, now: float, *, final: bool = False) -> None:
-        ready = [
-            printed
-            for printed in self._news
-            if printed.step.started and printed.step.visible and (final or not self._held_back(printed, now))
-        ]
+        ready = [printed for printed in self._news if printed.step.started and printed.step.visible]
+        if not final:
+            ready = self._without_held_back(ready, now)
         current = self._current
         completed = [printed for printed in ready if printed.step.completed]
         completed.sort(key=lambda printed: (printed is not current, printed.step.completed_ns or 0))
@@ -175,6 +171,14 @@ class PlainRenderer:
         if others and (successor := self._successor(others, now)) is not None:
             self._print(successor, now)
 
+    def _without_held_back(self, ready: list[_Printed], now: float) -> list[_Printed]:
+        """Leave out steps that wait for their name, and new ones that started later, to keep the order."""
+        held = [printed for printed in ready if self._held_back(printed, now)]
+        if not held:
+            return ready
+        first_ns = min(printed.step.intervals[0][0] for printed in held)
+        return [printed for printed in ready if printed.number or printed.step.intervals[0][0] < first_ns]
+
     def _held_back(self, printed: _Printed, now: float) -> bool:
         return (
             printed.number == 0
@@ -187,7 +191,7 @@ class PlainRenderer:
         """Nothing new, but the screen is free: say what is still going on."""
         for step in self._progress.started_steps:
             if not step.completed and (printed := self._printed.get(step)) is not None:
-                if not self._held_back(printed, now):
+                if printed.number:
                     self._print(printed, now)
                 return
 
@@ -213,9 +217,7 @@ class PlainRenderer:
         step = printed.step
         outcome = step.outcome
         ended = None if outcome is None else (outcome, step.completed_ns, step.error)
-        statuses = [
-            status for status in step.statuses() if _is_due(printed.statuses.get(status.id), status, now)
-        ]
+        statuses = [status for status in step.statuses() if _is_due(printed.statuses.get(status.id), status, now)]
         if ended is not None and ended == printed.ended and not statuses and not printed.logs:
             return
         self._switch(printed, now)
@@ -247,9 +249,7 @@ class PlainRenderer:
         if printed.number == 0:
             self._numbers += 1
             printed.number = self._numbers
-            printed.name = (
-                _cut(printed.step.display_name) if self._truncate_names else printed.step.display_name
-            )
+            printed.name = _cut(printed.step.display_name) if self._truncate_names else printed.step.display_name
         for other in (*self._news, printed, *([self._current] if self._current else [])):
             other.events = 0
         self._current = printed

@@ -30,9 +30,7 @@ from buildkit_py.progress.state import label_name
 Json: TypeAlias = "str | int | bool | list[Json] | dict[str, Json]"
 
 # Go escapes these for the sake of HTML and JavaScript; Python does not.
-_ESCAPES = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-)
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
 class RawJSONRenderer:

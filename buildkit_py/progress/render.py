@@ -98,9 +98,7 @@ def open_renderer(
             assert_never(resolved)
 
 
-def _resolve(
-    mode: str, stream: TextIO, env: Mapping[str, str]
-) -> Literal["plain", "tty", "rawjson", "quiet"]:
+def _resolve(mode: str, stream: TextIO, env: Mapping[str, str]) -> Literal["plain", "tty", "rawjson", "quiet"]:
     asked, source = mode, "progress"
     if mode == "auto" and env.get("BUILDKIT_PROGRESS"):
         asked, source = env["BUILDKIT_PROGRESS"], "BUILDKIT_PROGRESS"

@@ -140,8 +140,10 @@ class LogTail:
             self._cut = True
         self.size += len(data)
         if chunks and not (last := chunks[-1])[1].endswith(b"\n") and len(last[1]) < _CHUNK_BYTES:
-            chunks[-1] = (last[0], last[1] + data)
-        else:
+            end = data.find(b"\n") + 1 or len(data)  # what follows the line has a time of its own
+            chunks[-1] = (last[0], last[1] + data[:end])
+            data = data[end:]
+        if data:
             chunks.append((timestamp_ns, data))
         while self.size > LOG_TAIL_BYTES and len(chunks) > 1:
             self.size -= len(chunks.popleft()[1])
@@ -178,9 +180,7 @@ class LogTail:
             del lines[0]
         if count is not None:
             lines = lines[max(len(lines) - count, 0) :]
-        return [
-            LogLine(timestamp_ns, clean_line(line, keep_colors=keep_colors)) for timestamp_ns, line in lines
-        ]
+        return [LogLine(timestamp_ns, clean_line(line, keep_colors=keep_colors)) for timestamp_ns, line in lines]
 
 
 @dataclass(slots=True, eq=False)
@@ -206,9 +206,7 @@ class _Record:
     def replace(self, label: str, vertex: Vertex) -> bool:
         """Take a snapshot; False if it changes nothing."""
         before = self.snapshots.get(label)
-        if before is not None and (
-            before == vertex or (vertex.started_ns is None and before.started_ns is not None)
-        ):
+        if before is not None and (before == vertex or (vertex.started_ns is None and before.started_ns is not None)):
             return False
         self.snapshots[label] = vertex
         if vertex.started_ns is not None:
@@ -384,9 +382,7 @@ class Step:
     def refresh(self) -> None:
         """Work out anew what depends on snapshots."""
         records = self._records
-        self.intervals = merge_intervals(
-            interval for record in records for interval in record.all_intervals()
-        )
+        self.intervals = merge_intervals(interval for record in records for interval in record.all_intervals())
         self.cached = all(record.cached for record in records)
         errors = [error for record in records if (error := record.error)]
         self.error = next((error for error in errors if not is_canceled(error)), errors[0] if errors else "")
@@ -506,9 +502,7 @@ class BuildProgress:
         """
         failed = [vertex for vertex in self.vertexes(label) if vertex.error and not vertex.canceled]
         failed.sort(key=lambda vertex: vertex.started_ns or 0)
-        return tuple(
-            VertexFailure(label, vertex, self.log_tail(label, vertex.digest, lines)) for vertex in failed
-        )
+        return tuple(VertexFailure(label, vertex, self.log_tail(label, vertex.digest, lines)) for vertex in failed)
 
     def _take_vertex(self, label: str, solve: dict[str, _Record], vertex: Vertex, changes: Changes) -> None:
         record = solve.get(vertex.digest)

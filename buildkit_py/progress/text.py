@@ -48,8 +48,7 @@ def clean_name(text: str) -> str:
         return text
     text = _SEQUENCE.sub("", text).strip()
     return "".join(
-        char if char.isprintable() or char == _JOINER else " " if char.isspace() else "\ufffd"
-        for char in text
+        char if char.isprintable() or char == _JOINER else " " if char.isspace() else "\ufffd" for char in text
     )
 
 

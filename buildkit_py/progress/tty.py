@@ -94,9 +94,7 @@ class TTYRenderer:
         if self._began is not None:
             self._draw(now, columns, None, ended=True, failed=failed)
         if failed:
-            self._output.write(
-                "".join(failed_steps(self._progress, None, keep_colors=self._colors != NO_COLORS))
-            )
+            self._output.write("".join(failed_steps(self._progress, None, keep_colors=self._colors != NO_COLORS)))
 
     def _size(self) -> tuple[int, int]:
         columns, rows = self._terminal_size()
@@ -109,12 +107,7 @@ class TTYRenderer:
         """
         newest = max(
             chain(
-                (
-                    time
-                    for vertex in update.vertexes
-                    for time in (vertex.started_ns, vertex.completed_ns)
-                    if time
-                ),
+                (time for vertex in update.vertexes for time in (vertex.started_ns, vertex.completed_ns) if time),
                 (status.timestamp_ns for status in update.statuses),
                 (log.timestamp_ns for log in update.logs[-1:]),
             ),
@@ -212,9 +205,7 @@ class TTYRenderer:
             for warning in step.warnings()
         ]
         if outcome is None and log_lines:
-            lines += [
-                _Line(f" => => # {line.text}", self._colors.faint) for line in step.log_lines(log_lines)
-            ]
+            lines += [_Line(f" => => # {line.text}", self._colors.faint) for line in step.log_lines(log_lines)]
         return lines
 
     def _look(self, outcome: Outcome | None) -> tuple[str, str]:
