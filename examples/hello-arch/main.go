@@ -1,0 +1,11 @@
+// Prints the architecture that it was built for.
+package main
+
+import (
+	"fmt"
+	"runtime"
+)
+
+func main() {
+	fmt.Printf("Hello, %s!\n", runtime.GOARCH)
+}
