@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import http.cookiejar
 import random
+import re
 import socket
 import ssl
 import threading
@@ -69,6 +70,11 @@ class Origin(NamedTuple):
         return name if self.port == _DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
 
 
+def _target(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+
+
 def redact(url: str) -> str:
     """A URL without user, query and fragment: those may be signed or secret."""
     try:
@@ -78,7 +84,8 @@ def redact(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-_running = threading.local()  # .operation: what this thread works for
+_running = threading.local()  # .operation and .target: what this thread works for, and what it asks for
+_VERBATIM = re.compile(r"/[\x21-\x7e]*")
 
 
 def _track(connection: urllib3.connection.HTTPConnection) -> None:
@@ -88,14 +95,21 @@ def _track(connection: urllib3.connection.HTTPConnection) -> None:
         operation.attach(sock)
 
 
+def _as_given(url: str) -> str:
+    """The request target as the URL had it: urllib3 would rewrite percent signs, which may be signed."""
+    target = cast("str | None", getattr(_running, "target", None))
+    # A target that is a whole URL is for a proxy, and stays.
+    return target if target is not None and url.startswith("/") and _VERBATIM.fullmatch(target) else url
+
+
 class _Connection(urllib3.connection.HTTPConnection):
     def connect(self) -> None:
         super().connect()
         _track(self)
 
-    def putrequest(self, *args: Any, **kwargs: Any) -> None:
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         _track(self)
-        super().putrequest(*args, **kwargs)
+        super().putrequest(method, _as_given(url), *args, **kwargs)
 
 
 class _TLSConnection(urllib3.connection.HTTPSConnection):
@@ -103,9 +117,9 @@ class _TLSConnection(urllib3.connection.HTTPSConnection):
         super().connect()
         _track(self)
 
-    def putrequest(self, *args: Any, **kwargs: Any) -> None:
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         _track(self)
-        super().putrequest(*args, **kwargs)
+        super().putrequest(method, _as_given(url), *args, **kwargs)
 
 
 class _Pool(urllib3.connectionpool.HTTPConnectionPool):
@@ -223,9 +237,9 @@ class Transport:
         self.session.trust_env = False
         # Some registries (Harbor) take a client with cookies for a browser and ask it for CSRF tokens.
         self.session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-        adapter = _Adapter(config, size=connections)
-        self.session.mount("https://", adapter)
-        self.session.mount("http://", adapter)
+        self._adapter = _Adapter(config, size=connections)
+        self.session.mount("https://", self._adapter)
+        self.session.mount("http://", self._adapter)
 
     def close(self) -> None:
         """Close idle connections; running exchanges finish."""
@@ -256,15 +270,10 @@ class Transport:
             prepared.headers["Content-Length"] = str(len(body))
         seconds = max(0.001, operation.remaining())
         timeout = (min(self.timeouts.connect, seconds), min(self.timeouts.read, seconds))
-        _running.operation = operation
+        _running.operation, _running.target = operation, _target(url)
         try:
-            return self.session.send(
-                prepared,
-                stream=True,
-                timeout=timeout,
-                allow_redirects=False,
-                proxies=self._proxies(url, origin),
-            )
+            # Not session.send: that one reads the whole body of a redirect, to prepare the next request.
+            return self._adapter.send(prepared, stream=True, timeout=timeout, proxies=self._proxies(url, origin))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             operation.attach(None)
             operation.check()
@@ -273,7 +282,7 @@ class Transport:
             operation.attach(None)
             raise
         finally:
-            _running.operation = None
+            _running.operation = _running.target = None
 
     def retrying(self, operation: Operation, action: Callable[[], T]) -> T:
         """Run action until it succeeds, fails for good, or is out of attempts or time."""
@@ -330,9 +339,7 @@ def read_all(response: Response, *, max_bytes: int, operation: Operation) -> byt
     return b"".join(parts)
 
 
-def read_chunks(
-    response: Response, *, operation: Operation, chunk_bytes: int = CHUNK_BYTES
-) -> Iterator[bytes]:
+def read_chunks(response: Response, *, operation: Operation, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     """The body as it comes, undecoded. The response is closed when the iterator is left."""
     try:
         while True:
@@ -344,9 +351,7 @@ def read_chunks(
         response.raw.release_conn()
     except (urllib3.exceptions.HTTPError, OSError) as error:
         operation.check()
-        raise RegistryError(
-            f"{describe(response)}: {_reason(error)}", retryable=True, **_where(response)
-        ) from error
+        raise RegistryError(f"{describe(response)}: {_reason(error)}", retryable=True, **_where(response)) from error
     finally:
         operation.attach(None)
         response.close()

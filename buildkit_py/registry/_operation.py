@@ -78,6 +78,12 @@ def _shut_down(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
+def _look_at(future: asyncio.Future[T]) -> None:
+    """A failure after the caller was cancelled is of no interest, and is not to be reported as lost."""
+    if not future.cancelled():
+        future.exception()
+
+
 class Workers:
     """A bounded number of threads for one client, started as they are needed."""
 
@@ -88,16 +94,24 @@ class Workers:
     async def run(self, seconds: float, action: Callable[[Operation], T]) -> T:
         """Run action in a thread. Cancelling the call ends its I/O and waits, shortly, for the thread."""
         operation = Operation(seconds)
-        work = self._executor.submit(action, operation)
+        try:
+            work = self._executor.submit(action, operation)
+        except RuntimeError:
+            raise RegistryError("the registry client is closed") from None
         self._operations.add(operation)
         timer = asyncio.get_running_loop().call_later(seconds, operation.expire)
+        future = asyncio.wrap_future(work)
+        future.add_done_callback(_look_at)
         try:
-            return await asyncio.wrap_future(work)
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
+            if future.cancelled():
+                # Closed before its turn came; nobody cancelled the caller.
+                raise RegistryError("the registry client is closed") from None
             operation.cancel()
+            work.cancel()
             # A thread that still runs could write into what the caller is about to clean up.
-            if not (work.cancelled() or work.done()):
-                await asyncio.wait([asyncio.wrap_future(work)], timeout=_END_SECONDS)
+            await asyncio.wait([future], timeout=_END_SECONDS)
             raise
         finally:
             timer.cancel()

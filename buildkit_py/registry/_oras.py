@@ -89,9 +89,7 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
         scheme = self._transport.config.scheme(reference.api_host)
         return f"{scheme}://{path(RepositoryURLs(reference))}"
 
-    def pages(
-        self, url: str, take: Callable[[Response], bool], *, scopes: Sequence[str], operation: Operation
-    ) -> None:
+    def pages(self, url: str, take: Callable[[Response], bool], *, scopes: Sequence[str], operation: Operation) -> None:
         """GET a list page by page while take() says so; the links to follow are those of the registry."""
         home, seen = Origin.of(url), {url}
 
@@ -99,7 +97,7 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
             link = response.links.get("next", {}).get("url")
             if not take(response) or not link:
                 return False
-            target = urljoin(url, link)
+            target = _join(url, link)
             if Origin.of(target) != home or target in seen:
                 raise RegistryError(f"registry {home}: the next page of its list is no page of its own")
             seen.add(target)
@@ -192,9 +190,7 @@ class _Call:
                 self._authenticate(response, rounds)
                 if callable(body):
                     # An upload that was begun cannot be continued: it is started anew, with the new token.
-                    raise self._plain_error(
-                        "the upload was interrupted to authenticate", response, retryable=True
-                    )
+                    raise self._plain_error("the upload was interrupted to authenticate", response, retryable=True)
                 continue
             if status in _REDIRECTS and method in {"GET", "HEAD"}:
                 redirects += 1
@@ -294,13 +290,11 @@ def follow(url: str, location: str) -> str:
     home = Origin.of(url)
     if not location:
         raise RegistryError(f"registry {home}: an answer without the Location that it needs", host=str(home))
-    target = urljoin(url, location)
+    target = _join(url, location)
     origin = Origin.of(target)
     if home.scheme == "https" and origin.scheme == "http":
         if (origin.host, origin.port) != (home.host, 80):
-            raise RegistryError(
-                f"registry {home}: wants to go on without TLS at {origin}; refused", host=str(home)
-            )
+            raise RegistryError(f"registry {home}: wants to go on without TLS at {origin}; refused", host=str(home))
         # Registries behind a proxy that ends TLS often name themselves without the s.
         target = "https" + target[len("http") :]
         if Origin.of(target) != home:
@@ -311,6 +305,14 @@ def follow(url: str, location: str) -> str:
             host=str(home),
         )
     return target
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        home = Origin.of(url)
+        raise RegistryError(f"registry {home}: names a place that is no URL", host=str(home)) from None
 
 
 def _as_body(data: Any, json: Any, headers: dict[str, str]) -> Body | None:

@@ -104,7 +104,7 @@ def covers(granted: Iterable[str], wanted: Iterable[str]) -> bool:
 
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  # RFC 9110's name for such words
-_PARAMETER = re.compile(rf'\s*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))\s*(?:,|$)')
+_PARAMETER = re.compile(rf'\s*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=][^\s,"]*))\s*(?:,|$)')
 _SCHEME = re.compile(rf"\s*({_TOKEN})(?:\s+|\s*(?:,|$))")
 _TOKEN68 = re.compile(r"\s*[A-Za-z0-9._~+/-]+=*\s*(?:,|$)")
 _MAX_CHALLENGE_CHARS = 16 << 10
@@ -163,8 +163,7 @@ def check_realm(realm: str, *, host: str, config: RegistryConfig) -> None:
         raise Unauthorized(f"{where} has credentials in its URL", host=host)
     if parts.scheme == "http" and config.scheme(host) == "https":
         raise Unauthorized(
-            f"{where} ({name}) is not https; nothing was sent. If this registry is plain HTTP, "
-            "set plain_http for it",
+            f"{where} ({name}) is not https; nothing was sent. If this registry is plain HTTP, set plain_http for it",
             host=host,
         )
     if is_local(name) and not is_loopback(host):
@@ -246,8 +245,7 @@ class _TokenServer:
         return self._send("POST", self.realm, headers, urlencode(fields).encode())
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Response:
-        # Asked rarely, and by clients of the session that nobody closes: no connection is kept.
-        headers = {**headers, "Accept": "application/json", "Connection": "close"}
+        headers = {**headers, "Accept": "application/json"}
         return self.transport.send(method, url, headers=headers, body=body, operation=self.operation)
 
     def discard(self, response: Response) -> None:
@@ -419,9 +417,7 @@ class Authorizer:
             raise self.refusal(origin, 401, scopes)
         return wanted
 
-    def refusal(
-        self, origin: Origin, status: int, scopes: Iterable[str], codes: Sequence[str] = ()
-    ) -> Unauthorized:
+    def refusal(self, origin: Origin, status: int, scopes: Iterable[str], codes: Sequence[str] = ()) -> Unauthorized:
         """The error for an answer of 401 or 403 that no other header would change."""
         host = str(origin)
         try:

@@ -70,9 +70,7 @@ class RegistryClient:
         """Without credentials those of docker are used. A transport brings timeouts and retries with it."""
         config = config or RegistryConfig()
         self._timeouts = timeouts or Timeouts()
-        self._transport = transport or Transport(
-            config, timeouts=self._timeouts, retry=retry or RetryPolicy()
-        )
+        self._transport = transport or Transport(config, timeouts=self._timeouts, retry=retry or RetryPolicy())
         store = config.credential_store(credentials or DockerCredentials())
         self._http = OrasRegistry(self._transport, Authorizer(self._transport, store))
 
@@ -103,9 +101,7 @@ class RegistryClient:
         # No HEAD here, or no digest in its answer: the bytes themselves tell.
         return found or self.fetch_manifest(reference, operation=operation)[1]
 
-    def fetch_manifest(
-        self, reference: Repository, *, operation: Operation | None = None
-    ) -> tuple[bytes, Descriptor]:
+    def fetch_manifest(self, reference: Repository, *, operation: Operation | None = None) -> tuple[bytes, Descriptor]:
         """Bytes of a manifest or index and their descriptor, verified; at most 4 MiB."""
         reference = _reference(reference)
         operation = self._operation(operation)
@@ -130,9 +126,7 @@ class RegistryClient:
         operation = self._operation(operation)
         if blob:
             scope = pull(reference.path)
-            return self._transport.retrying(
-                operation, lambda: self._has_blob(reference, digest, scope, operation)
-            )
+            return self._transport.retrying(operation, lambda: self._has_blob(reference, digest, scope, operation))
         try:
             found = self.resolve(reference, operation=operation)
         except NotFound:
@@ -262,9 +256,7 @@ class RegistryClient:
     def _operation(self, operation: Operation | None) -> Operation:
         return operation or Operation(self._timeouts.total)
 
-    def _manifest(
-        self, reference: Reference, method: str, operation: Operation, *, expect: frozenset[int]
-    ) -> Response:
+    def _manifest(self, reference: Reference, method: str, operation: Operation, *, expect: frozenset[int]) -> Response:
         return self._http.do_request(
             self._http.url(reference, RepositoryURLs.manifest_url),
             method,
@@ -429,9 +421,7 @@ class _Download:
 
     def take(self, chunk: bytes, reference: Reference) -> None:
         if self.received + len(chunk) > self.descriptor.size:
-            raise InvalidDigest(
-                f"{reference}: the blob is larger than the {self.descriptor.size} bytes it should be"
-            )
+            raise InvalidDigest(f"{reference}: the blob is larger than the {self.descriptor.size} bytes it should be")
         self._writer.write(chunk)
         self.hash.update(chunk)
         self.received += len(chunk)
@@ -508,9 +498,7 @@ def _tags_of(response: Response, reference: Reference) -> list[str]:
     return [item for item in items if isinstance(item, str) and item]
 
 
-def _slices(
-    descriptor: Descriptor, open_content: Callable[[], BinaryIO], operation: Operation
-) -> Iterator[bytes]:
+def _slices(descriptor: Descriptor, open_content: Callable[[], BinaryIO], operation: Operation) -> Iterator[bytes]:
     """The content in pieces, exactly as many bytes as announced."""
     left = descriptor.size
     try:
@@ -523,9 +511,7 @@ def _slices(
                 yield chunk
     except OSError as error:
         # Not to be taken for a failure of the connection that this is being written to.
-        raise RegistryError(
-            f"content of {descriptor.digest}: {error.strerror or 'cannot be read'}"
-        ) from error
+        raise RegistryError(f"content of {descriptor.digest}: {error.strerror or 'cannot be read'}") from error
     if left:
         raise InvalidDigest(f"content of {descriptor.digest}: not the {descriptor.size} bytes it should be")
 

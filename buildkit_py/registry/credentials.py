@@ -221,9 +221,7 @@ class DockerCredentials:
         program = f"docker-credential-{name}"
         binary = shutil.which(program, path=self._environ.get("PATH"))
         if binary is None:
-            raise Unauthorized(
-                f"credentials for {key}: {program} is not on PATH; install it or edit {self._path}"
-            )
+            raise Unauthorized(f"credentials for {key}: {program} is not on PATH; install it or edit {self._path}")
         try:
             done = subprocess.run(
                 [binary, "get"],

@@ -73,9 +73,7 @@ class Registry:
 
     async def fetch_manifest(self, reference: Reference | str) -> tuple[bytes, Descriptor]:
         """Bytes of a manifest or index and their descriptor, verified; at most 4 MiB."""
-        return await self._run(
-            lambda client, operation: client.fetch_manifest(reference, operation=operation)
-        )
+        return await self._run(lambda client, operation: client.fetch_manifest(reference, operation=operation))
 
     async def exists(self, repository: Repository, digest: Digest, *, blob: bool = False) -> bool:
         """Whether the repository has this manifest (or blob)."""
@@ -91,9 +89,7 @@ class Registry:
         A tag is written only after everything before it succeeded.
         """
         return await self._run(
-            lambda client, operation: client.push_manifest(
-                repository, raw, media_type, tags, operation=operation
-            )
+            lambda client, operation: client.push_manifest(repository, raw, media_type, tags, operation=operation)
         )
 
     async def tags(self, repository: Repository) -> list[str]:
@@ -103,9 +99,7 @@ class Registry:
     async def fetch_blob_bytes(self, repository: Repository, descriptor: Descriptor, max_bytes: int) -> bytes:
         """A small blob, verified. One that says it is larger than max_bytes is not asked for."""
         return await self._run(
-            lambda client, operation: client.fetch_blob_bytes(
-                repository, descriptor, max_bytes, operation=operation
-            )
+            lambda client, operation: client.fetch_blob_bytes(repository, descriptor, max_bytes, operation=operation)
         )
 
     async def fetch_blob(self, repository: Repository, descriptor: Descriptor, writer: Writer) -> None:
@@ -138,9 +132,7 @@ class Registry:
             seconds=self._timeouts.blob,
         )
 
-    async def _run(
-        self, action: Callable[[RegistryClient, Operation], T], *, seconds: float | None = None
-    ) -> T:
+    async def _run(self, action: Callable[[RegistryClient, Operation], T], *, seconds: float | None = None) -> T:
         return await self._workers.run(
             self._timeouts.total if seconds is None else seconds,
             lambda operation: action(self._open(), operation),
