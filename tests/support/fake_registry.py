@@ -84,7 +84,7 @@ class FakeRegistry:
 
             do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = answer
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name
+            def log_message(self, format: str, *args: object) -> None:
                 """Tests show what was asked through requests."""
 
         class Server(ThreadingHTTPServer):
