@@ -8,14 +8,14 @@ import binascii
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
 from buildkit_py import rpc
-from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError, RPCError, SessionClosed
+from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError, RPCError, SessionClosed, leaves
 from buildkit_py.oci import Descriptor
 from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.pb import control_pb2, ops_pb2
@@ -96,9 +96,7 @@ class SolveRequest:
             ),
             Entitlements=list(self.entitlements),
             Internal=self.internal,
-            Exporters=[
-                control_pb2.Exporter(Type=spec.type, Attrs=dict(spec.attrs)) for spec in self.exporters
-            ],
+            Exporters=[control_pb2.Exporter(Type=spec.type, Attrs=dict(spec.attrs)) for spec in self.exporters],
         )
         if self.definition is not None:
             message.Definition.CopyFrom(_definition(self.definition))
@@ -165,17 +163,13 @@ class Client:
     async def workers(self, filters: Sequence[str] = ()) -> tuple[Worker, ...]:
         """The daemon's workers, the one that builds first. Filters are containerd's, any of which may match."""
         with rpc.mapped("list the workers"):
-            reply = await self._connection.control.ListWorkers(
-                control_pb2.ListWorkersRequest(filter=list(filters))
-            )
+            reply = await self._connection.control.ListWorkers(control_pb2.ListWorkersRequest(filter=list(filters)))
         return tuple(Worker.from_pb(record) for record in reply.record)
 
     async def disk_usage(self, filters: Sequence[str] = ()) -> tuple[UsageRecord, ...]:
         """Records of the build cache of all workers, in the daemon's order."""
         with rpc.mapped("read the disk usage"):
-            reply = await self._connection.control.DiskUsage(
-                control_pb2.DiskUsageRequest(filter=list(filters))
-            )
+            reply = await self._connection.control.DiskUsage(control_pb2.DiskUsageRequest(filter=list(filters)))
         return tuple(UsageRecord.from_pb(record) for record in reply.record)
 
     async def prune(
@@ -252,9 +246,7 @@ class Client:
         async with self.open_session(attachables) as own:
             return await self._solve(request, own, on_status)
 
-    async def _solve(
-        self, request: SolveRequest, session: Session, on_status: StatusHandler | None
-    ) -> SolveResult:
+    async def _solve(self, request: SolveRequest, session: Session, on_status: StatusHandler | None) -> SolveResult:
         progress = BuildProgress()
         message = request.to_pb(session.id)
 
@@ -346,17 +338,15 @@ def _session_failure(session: Session) -> BuildKitError:
 
 
 @contextmanager
-def _sole_error() -> Iterator[None]:
-    """Raise the only member of an exception group as itself."""
+def _sole_error() -> Generator[None, None, None]:
+    """Raise the only error of an exception group as itself."""
     try:
         yield
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if error is group:
+        errors = leaves(group)
+        if len(errors) != 1:
             raise
-        raise error from error.__cause__
+        raise errors[0] from errors[0].__cause__
 
 
 def _cache_to_pb(spec: CacheSpec) -> control_pb2.CacheOptionsEntry:
@@ -373,7 +363,7 @@ def _definition(data: bytes) -> ops_pb2.Definition:
 @asynccontextmanager
 async def connect(
     address: str | None = None, *, tls: rpc.TLSConfig | None = None, dial_timeout: float = 10.0
-) -> AsyncIterator[Client]:
+) -> AsyncGenerator[Client, None]:
     """Connect to a daemon and close the connection at the end.
 
     Without an address: ``$BUILDKIT_HOST``, else the rootful socket, the rootless one, then docker's. Raises

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 
 class BuildKitError(Exception):
@@ -98,6 +99,38 @@ class SourceSnippet:
     ranges: tuple[tuple[int, int], ...]
     """First and last line of each range, from 1."""
 
+    def excerpt(self) -> str:
+        """The lines of the ranges, marked, with some around them; "" when the file has no such lines.
+
+        Of several lines without a newline at the end. Source: moby/buildkit, solver/errdefs/source.go.
+        """
+        if not self.ranges:
+            return ""
+        lines = self.data.decode("utf-8", "replace").split("\n")
+        ranges = [(start, max(start, end)) for start, end in self.ranges]
+        start = first = min(start for start, _ in ranges)
+        last = min(max(end for _, end in ranges), len(lines))
+        if not self.data or first < 1 or first > len(lines):
+            return ""
+        spent, budget = 0, 4 if first == last else 2
+        while spent < budget:
+            if first > 1:
+                first, spent = first - 1, spent + 1
+            if last < len(lines):
+                last, spent = last + 1, spent + 1
+            spent += 1
+        rule = "-" * 20
+        shown = [f"{_printable(self.filename)}:{start}", rule]
+        for number in range(first, last + 1):
+            marker = ">>>" if any(start <= number <= end for start, end in ranges) else "   "
+            shown.append(f" {number:3d} | {marker} {_printable(lines[number - 1].rstrip(chr(13)))}".rstrip())
+        return "\n".join([*shown, rule])
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would act upon; it may come from a stranger's repository."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
 
 class SolveError(RPCError):
     """A solve failed in the daemon; what it failed at is in the fields."""
@@ -173,11 +206,23 @@ class NotFound(RegistryError):
 class BuildErrors(ExceptionGroup[BuildKitError], BuildKitError):
     """More than one platform failed; exceptions holds one error for each."""
 
-    def __new__(cls, message: str, errors: Sequence[BuildKitError]) -> BuildErrors:
-        return super().__new__(cls, message, errors)
+    def __new__(cls, message: str, exceptions: Sequence[BuildKitError], /) -> BuildErrors:
+        return super().__new__(cls, message, exceptions)
 
     def derive(self, excs: Sequence[BuildKitError], /) -> BuildErrors:  # type: ignore[override]  # narrower on purpose
         return BuildErrors(self.message, excs)
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors of a group and of the groups in it; a BuildErrors counts as one error."""
+    found: list[BaseException] = []
+    errors: Sequence[BaseException | BaseExceptionGroup[BaseException]] = group.exceptions
+    for error in errors:
+        if isinstance(error, BuildKitError) or not isinstance(error, BaseExceptionGroup):
+            found.append(error)
+        else:
+            found += leaves(cast("BaseExceptionGroup[BaseException]", error))
+    return found
 
 
 def describe_attempts(attempts: Mapping[str, str] | Sequence[tuple[str, str]]) -> str:

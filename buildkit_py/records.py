@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,8 @@ class Worker:
         return cls(
             id=message.ID,
             labels=MappingProxyType(dict(message.Labels)),
-            platforms=tuple(Platform.from_pb(platform) for platform in message.platforms),
+            # An engine leaves out the variant that its own builds have.
+            platforms=tuple(Platform.from_pb(platform).normalized() for platform in message.platforms),
             gc_policy=tuple(GCRule.from_pb(rule) for rule in message.GCPolicy),
             version=None if version is None else DaemonInfo.from_pb(version),
         )
@@ -116,4 +117,4 @@ def _time(stamp: Timestamp | None) -> datetime | None:
     """Aware UTC time; Go's zero time, which some records carry, is no time."""
     if stamp is None or stamp.seconds < 0:
         return None
-    return datetime.fromtimestamp(stamp.seconds + stamp.nanos / 1e9, tz=timezone.utc)
+    return datetime.fromtimestamp(stamp.seconds + stamp.nanos / 1e9, tz=UTC)

@@ -77,9 +77,7 @@ async def run(
     turns = _Turns([platform for platform, _, _ in images], on_output)
     async with client.open_session(attachables) as session, asyncio.TaskGroup() as tasks:
         running = [
-            tasks.create_task(
-                _run_one(client, session, reference, image, request, turns=turns, on_status=on_status)
-            )
+            tasks.create_task(_run_one(client, session, reference, image, request, turns=turns, on_status=on_status))
             for image in images
         ]
     return tuple(task.result() for task in running)
@@ -88,9 +86,7 @@ async def run(
 _Image: TypeAlias = tuple[Platform, Descriptor, ImageConfig]
 
 
-async def _images(
-    registry: Registry, reference: Reference, wanted: Sequence[Platform]
-) -> list[_Image]:
+async def _images(registry: Registry, reference: Reference, wanted: Sequence[Platform]) -> list[_Image]:
     """The manifests to run, each with its config; InvalidPlatform for a platform that is not there."""
     raw, root = await registry.fetch_manifest(reference)
     content = parse_manifest_or_index(raw, root.media_type)
@@ -115,9 +111,7 @@ async def _images(
         picked.append((platform, match))
     async with asyncio.TaskGroup() as tasks:
         reading = [tasks.create_task(_child_config(registry, reference, entry)) for _, entry in picked]
-    return [
-        (platform, entry, task.result()) for (platform, entry), task in zip(picked, reading, strict=True)
-    ]
+    return [(platform, entry, task.result()) for (platform, entry), task in zip(picked, reading, strict=True)]
 
 
 async def _child_config(registry: Registry, reference: Reference, entry: Descriptor) -> ImageConfig:
@@ -152,9 +146,7 @@ async def _run_one(
         if on_status is not None:
             on_status(label, update)
 
-    solve = SolveRequest(
-        definition=_definition(reference, descriptor.digest, platform, config, request), label=label
-    )
+    solve = SolveRequest(definition=_definition(reference, descriptor.digest, platform, config, request), label=label)
     loop = asyncio.get_running_loop()
     started = loop.time()
     exit_code = 0
@@ -165,9 +157,7 @@ async def _run_one(
             raise
         exit_code = error.exit_code
     turns.end(platform)
-    return RunResult(
-        platform=platform, digest=descriptor.digest, exit_code=exit_code, seconds=loop.time() - started
-    )
+    return RunResult(platform=platform, digest=descriptor.digest, exit_code=exit_code, seconds=loop.time() - started)
 
 
 def _definition(
@@ -201,9 +191,9 @@ def _definition(
         platform=target,
         constraints=ops_pb2.WorkerConstraints(),
     ).SerializeToString(deterministic=True)
-    result = ops_pb2.Op(
-        inputs=[ops_pb2.Input(digest=str(Digest.of(process)), index=0)]
-    ).SerializeToString(deterministic=True)
+    result = ops_pb2.Op(inputs=[ops_pb2.Input(digest=str(Digest.of(process)), index=0)]).SerializeToString(
+        deterministic=True
+    )
     metadata = {
         str(Digest.of(source)): ops_pb2.OpMetadata(description={"llb.customname": f"pull {name}"}),
         str(Digest.of(process)): ops_pb2.OpMetadata(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TypeVar
 
@@ -88,9 +88,7 @@ class Client:
         on_status: StatusHandler | None = None,
     ) -> SolveResult:
         """Run one solve to its end on a session of its own."""
-        return self._loop.call(
-            self._client.solve(request, attachables=attachables, on_status=on_status)
-        )
+        return self._loop.call(self._client.solve(request, attachables=attachables, on_status=on_status))
 
     def build(
         self,
@@ -115,7 +113,7 @@ class Client:
 @contextmanager
 def connect(
     address: str | None = None, *, tls: TLSConfig | None = None, dial_timeout: float = 10.0
-) -> Iterator[Client]:
+) -> Generator[Client, None, None]:
     """Connect to a daemon and close the connection at the end; see :func:`buildkit_py.connect`."""
     with (
         _loop_thread() as loop,
@@ -156,7 +154,7 @@ class _LoopThread:
             self.call(_close(items))
 
     @contextmanager
-    def hold(self, context: AbstractAsyncContextManager[_T]) -> Iterator[_T]:
+    def hold(self, context: AbstractAsyncContextManager[_T]) -> Generator[_T, None, None]:
         """Enter context, and leave it in the same task, as task groups demand."""
         leave = asyncio.Event()
 
@@ -199,7 +197,7 @@ class _LoopThread:
 
 
 @contextmanager
-def _loop_thread() -> Iterator[_LoopThread]:
+def _loop_thread() -> Generator[_LoopThread, None, None]:
     loop = _LoopThread()
     try:
         yield loop

@@ -16,7 +16,7 @@ from buildkit_py.builder.request import BuildRequest, Plan, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
 from buildkit_py.client import Client, SolveRequest, SolveResult
 from buildkit_py.digest import Digest
-from buildkit_py.errors import BuildErrors, BuildKitError, ProtocolError, SolveError
+from buildkit_py.errors import BuildErrors, BuildKitError, ProtocolError, SolveError, leaves
 from buildkit_py.oci import Descriptor
 from buildkit_py.options import ExporterSpec
 from buildkit_py.platforms import Platform
@@ -104,8 +104,7 @@ class _Run:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     solving = [
-                        tasks.create_task(self._solve(session, platform))
-                        for platform in plan_.platforms or (None,)
+                        tasks.create_task(self._solve(session, platform)) for platform in plan_.platforms or (None,)
                     ]
             except BaseExceptionGroup as group:
                 raise _joined(group) from None
@@ -129,9 +128,7 @@ class _Run:
             if receiver is not None:
                 # Streams to this machine do not say which solve they belong to, so this solve gets a session of
                 # its own for them; its directories still come from the shared one.
-                own = await stack.enter_async_context(
-                    self._client.open_session([receiver, self._auth])
-                )
+                own = await stack.enter_async_context(self._client.open_session([receiver, self._auth]))
                 attrs |= {f"local-sessionid:{name}": session.id for name in self._plan.directories}
             request = SolveRequest(
                 frontend="dockerfile.v0",
@@ -161,6 +158,8 @@ class _Run:
             "push-by-digest": "true",
             # An engine's embedded BuildKit writes Docker media types unless told otherwise.
             "oci-mediatypes": "true",
+            # A daemon with an image store would keep each platform under the same name, the last one winning.
+            "store": "false",
         }
         return (ExporterSpec(type="image", attrs=attrs),)
 
@@ -230,22 +229,10 @@ class _Run:
 
 def _joined(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One error as itself, several as BuildErrors; what is not ours goes on as it is."""
-    leaves = list(_leaves(group))
-    if len(leaves) == 1:
-        return leaves[0]
-    ours = [leaf for leaf in leaves if isinstance(leaf, BuildKitError)]
-    if len(ours) != len(leaves):
+    errors = leaves(group)
+    if len(errors) == 1:
+        return errors[0]
+    ours = [error for error in errors if isinstance(error, BuildKitError)]
+    if len(ours) != len(errors):
         return group
     return BuildErrors(f"{len(ours)} platforms failed", ours)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            found += _leaves(error)
-        else:
-            found.append(error)
-    return found
-
-

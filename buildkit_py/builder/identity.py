@@ -15,8 +15,8 @@ def node_id() -> str:
     Where no file can be kept the id is of this call only: contexts are then sent whole each time. Blocks
     for a small file.
     """
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    path = Path(state) / "buildkit-py" / "node-id"
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    path = Path(state).expanduser() / "buildkit-py" / "node-id"
     fresh = secrets.token_hex(_ID_BYTES)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -246,5 +246,3 @@ class _LayoutSink:
     def _feed(self, batch: Sequence[bytes]) -> None:
         for chunk in batch:
             self._stream.write(chunk)
-
-

@@ -118,9 +118,7 @@ def _root(pushed: Sequence[Pushed], annotations: Mapping[str, str]) -> tuple[byt
     return encode_index(entries, annotations=annotations, media_type=media_type), media_type
 
 
-async def _entry(
-    registry: Registry, repository: Reference, entry: Descriptor, platform: Platform | None
-) -> Child:
+async def _entry(registry: Registry, repository: Reference, entry: Descriptor, platform: Platform | None) -> Child:
     content = await _fetch(registry, repository, entry)
     if not isinstance(content, Manifest):
         raise ProtocolError(f"{repository.name}@{entry.digest}: expected an image manifest, found an index")

@@ -12,8 +12,8 @@ from types import MappingProxyType
 from buildkit_py.builder import BuildRequest, build
 from buildkit_py.builder.request import DEFAULT_PROVENANCE
 from buildkit_py.cli.connection import open_client
-from buildkit_py.cli.files import write_text
-from buildkit_py.cli.progress import show_progress
+from buildkit_py.cli.files import check_writable, write_text
+from buildkit_py.cli.progress import show_progress, shows_logs
 from buildkit_py.errors import InvalidOption
 from buildkit_py.options import CacheSpec, ExporterSpec, parse_fields
 
@@ -54,11 +54,12 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
 async def execute(args: argparse.Namespace) -> int:
     """Build; print the digest of what was made."""
     request = _request(args)
-    # Before any work: a file that cannot be written must not cost a build.
     for path in (args.metadata_file, args.iidfile):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise InvalidOption(f"{path}: its directory does not exist")
+        # Before any work: a file that cannot be written must not cost a build.
+        if path is not None:
+            check_writable(Path(path))
     mode = "quiet" if args.quiet else args.progress
+    args.logs_shown = shows_logs(mode)
     async with open_client(args) as client, show_progress(mode, sys.stderr) as on_status:
         result = await build(client, request, on_status=on_status)
     if not (request.push or request.outputs):

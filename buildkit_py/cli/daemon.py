@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-from buildkit_py import daemon
 
 
 def configure(name: str, parser: argparse.ArgumentParser) -> None:

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BuildKitError as error:
         if debug:
             traceback.print_exc()
-        _report(error)
+        _report(error, logs_shown=bool(getattr(args, "logs_shown", False)))
         return 2 if isinstance(error, _USAGE_ERRORS) else 1
     except OSError as error:
         if debug:
@@ -118,15 +118,11 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _C
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=_version())
-    commands = cast(
-        "_Subparsers", parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    )
+    commands = cast("_Subparsers", parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
     called = {word for word in words if word in _COMMANDS}
     modules: dict[str, _CommandModule] = {}
     for name, (module, help_line) in _COMMANDS.items():
-        command = commands.add_parser(
-            name, help=help_line, description=help_line, parents=[shared], allow_abbrev=False
-        )
+        command = commands.add_parser(name, help=help_line, description=help_line, parents=[shared], allow_abbrev=False)
         if name in called:
             modules[name] = cast("_CommandModule", importlib.import_module(f"buildkit_py.cli.{module}"))
             modules[name].configure(name, command)
@@ -169,24 +165,22 @@ def _run(command: Coroutine[object, object, int]) -> int:
         raise
 
 
-def _on_signal(
-    loop: asyncio.AbstractEventLoop, number: signal.Signals, action: Callable[[], None]
-) -> None:
+def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, action: Callable[[], None]) -> None:
     try:
         loop.add_signal_handler(number, action)
     except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not a POSIX system
         return
 
 
-def _report(error: BuildKitError) -> None:
+def _report(error: BuildKitError, *, logs_shown: bool) -> None:
     if isinstance(error, BuildErrors):
         for member in error.exceptions:
             if isinstance(member, BuildKitError):
-                _report(member)
+                _report(member, logs_shown=logs_shown)
         return
     from buildkit_py.cli.report import error_text
 
-    _say(error_text(error))
+    _say(error_text(error, logs_shown=logs_shown))
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from buildkit_py.registry import DockerCredentials, Registry, RegistryConfig
@@ -10,7 +10,7 @@ from buildkit_py.session.auth import Auth
 
 
 @asynccontextmanager
-async def open_registry() -> AsyncIterator[tuple[Registry, Auth]]:
+async def open_registry() -> AsyncGenerator[tuple[Registry, Auth], None]:
     """A registry client with docker's credentials, and the attachable that answers the daemon from them."""
     credentials, config = DockerCredentials(), RegistryConfig()
     async with Registry(credentials=credentials, config=config) as registry:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from buildkit_py.errors import BuildKitError, SolveError
 
 
-def error_text(error: BuildKitError) -> str:
-    """The error in one line; a failed solve is preceded by what it printed and where in the source it is."""
+def error_text(error: BuildKitError, *, logs_shown: bool = False) -> str:
+    """The error in one line; a failed solve is preceded by where in the source it is.
+
+    Its last log lines come before that, unless the progress display has shown them already.
+    """
     if not isinstance(error, SolveError):
         return f"error: {error}"
     parts: list[str] = []
     where = f"{error.platform}: " if error.platform else ""
-    if error.log_tail:
+    if error.log_tail and not logs_shown:
         name = error.vertex_name or error.vertex
         parts += ["------", f" > {name}:", *error.log_tail, "------"]
     parts += [snippet.excerpt() for snippet in error.sources]

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from buildkit_py.cli.connection import open_client
-from buildkit_py.cli.progress import show_progress
+from buildkit_py.cli.progress import show_progress, shows_logs
 from buildkit_py.cli.registry import open_registry
 from buildkit_py.platforms import Platform
 from buildkit_py.run import RunRequest, run
@@ -28,9 +28,8 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
 async def execute(args: argparse.Namespace) -> int:
     """Run each platform; the exit code is the first that is not 0, in the order of the platforms."""
     words = args.args[1:] if args.args[:1] == ["--"] else args.args
-    request = RunRequest(
-        reference=args.reference, platforms=args.platform, args=tuple(words), env=tuple(args.env)
-    )
+    request = RunRequest(reference=args.reference, platforms=args.platform, args=tuple(words), env=tuple(args.env))
+    args.logs_shown = shows_logs(args.progress)
 
     def output(_: Platform, stream: int, data: bytes) -> None:
         file = sys.stdout.buffer if stream == 1 else sys.stderr.buffer

@@ -111,7 +111,7 @@ BAD = {
     "Dockerfile a directory": ({"dockerfile": "/"}, InvalidOption, "is not a file"),
     "platform malformed": ({"platforms": ["linux/"]}, InvalidPlatform, "linux/"),
     "platform twice": ({"platforms": ["arm64", "linux/aarch64"]}, InvalidPlatform, "aarch64"),
-    "tag malformed": ({"tags": ["Upper/x"], "push": True}, InvalidReference, "Upper"),
+    "tag malformed": ({"tags": ["x/Upper"], "push": True}, InvalidReference, "Upper"),
     "tag with digest": ({"tags": ["x@sha256:" + "0" * 64], "push": True}, InvalidReference, "digest"),
     "push without tag": ({"push": True}, InvalidOption, "at least one tag"),
     "named context unknown scheme": ({"build_contexts": {"a": "foo://x"}}, InvalidOption, "unknown scheme"),
