@@ -186,7 +186,7 @@ class LayoutMerger:
         self.discard()
 
     def write_tar(self, stream: BinaryIO) -> None:
-        """Write the layout as a tar archive; equal content gives equal bytes. The stream stays open.
+        """Write the layout as a tar archive, with the bytes that BuildKit gives one. The stream stays open.
 
         OSError of the stream goes through as it is.
         """
@@ -197,7 +197,7 @@ class LayoutMerger:
                 stream.write(tarstream.header(f"{name}/", directory=True))
                 continue
             size = path.stat().st_size
-            stream.write(tarstream.header(name, size))
+            stream.write(tarstream.header(name, size, writable=name == _INDEX_FILE))
             with path.open("rb") as content:
                 shutil.copyfileobj(content, stream, _READ_SIZE)
             stream.write(tarstream.padding(size))

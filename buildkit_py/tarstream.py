@@ -244,13 +244,19 @@ def _text(name: bytes) -> str:
     return text
 
 
-def header(name: str, size: int = 0, *, directory: bool = False) -> bytes:
+def header(name: str, size: int = 0, *, directory: bool = False, writable: bool = False) -> bytes:
     """Header of an entry that is the same whenever and by whomever it is written: no owner, no time."""
     info = tarfile.TarInfo(name)
     info.size = size
-    info.mode = 0o755 if directory else 0o644
+    info.mode = 0o755 if directory else 0o644 if writable else 0o444
     info.type = tarfile.DIRTYPE if directory else tarfile.REGTYPE
-    return info.tobuf(tarfile.PAX_FORMAT)
+    raw = bytearray(info.tobuf(tarfile.PAX_FORMAT))
+    # Go fills in the device numbers of what is no device, Python leaves them empty.
+    block = raw[-BLOCK:]
+    block[329:345] = b"0000000\0" * 2
+    block[148:156] = b"%06o\0 " % sum(block[:148] + b" " * 8 + block[156:])
+    raw[-BLOCK:] = block
+    return bytes(raw)
 
 
 def padding(size: int) -> bytes:

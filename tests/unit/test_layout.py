@@ -424,6 +424,55 @@ def test_a_destination_that_cannot_be_written_to() -> None:
         LayoutMerger.create(Path("/proc/sys/x"))
 
 
+GOLDEN = Path(__file__).parents[1] / "data" / "layouts"
+
+
+@pytest.mark.golden
+def test_the_golden_index_of_three_platforms(merger: LayoutMerger) -> None:
+    """Three exports of one platform each give the index, byte for byte, that one export of all three has."""
+    platforms = [ARM, ARM64, AMD64]
+    for platform in platforms:
+        send(merger, platform, (GOLDEN / f"{platform.local_name}.tar").read_bytes())
+    root = merger.finish(platforms, annotations={"k": "v"})
+    with open_layout(GOLDEN / "multi.tar") as theirs:
+        expected = theirs.resolve()
+        assert merger.blob_path(root.digest).read_bytes() == theirs.read(expected)
+        assert root.digest == expected.digest
+        assert {path.name for path in (merger.staging / "blobs").glob("*/*")} == {
+            name.rpartition("/")[2] for name, _ in archive_files(GOLDEN / "multi.tar") if "blobs/sha256/" in name
+        }
+
+
+@pytest.mark.golden
+def test_the_golden_archive_of_one_platform(merger: LayoutMerger) -> None:
+    """An archive that went in comes out as the same bytes."""
+    raw = (GOLDEN / "named_linux_arm64.tar").read_bytes()
+    send(merger, ARM64, raw)
+    merger.finish([ARM64], names=[Reference.parse_normalized("localhost:5000/app:1")])
+    assert published(merger) == raw
+
+
+@pytest.mark.golden
+def test_golden_attestations_are_joined(merger: LayoutMerger) -> None:
+    for platform in (ARM64, AMD64):
+        send(merger, platform, (GOLDEN / f"attested_{platform.local_name}.tar").read_bytes())
+    root = merger.finish([AMD64, ARM64])
+    index = Index.parse(merger.blob_path(root.digest).read_bytes())
+    assert [entry.platform for entry in index.images] == [AMD64, ARM64]
+    assert [entry.attests for entry in index.attestations] == [str(entry.digest) for entry in index.images]
+    for entry in index.attestations:
+        manifest = Manifest.parse(merger.blob_path(entry.digest).read_bytes())
+        assert manifest.artifact_type == "application/vnd.docker.attestation.manifest.v1+json"
+        assert manifest.subject is not None
+        assert str(manifest.subject.digest) == entry.attests
+        assert manifest.config.data == b"{}"
+
+
+def archive_files(path: Path) -> list[tuple[str, int]]:
+    with tarfile.open(path) as tar:
+        return [(member.name, member.size) for member in tar.getmembers() if member.isfile()]
+
+
 GOOD = export_of(ARM64)
 SOME_DIGEST = next(iter(GOOD.blobs))
 
