@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import stat as _stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -35,6 +36,8 @@ BATCH_ENTRIES = 256
 """Most entries of one batch: one hop between threads for each."""
 BATCH_VISITED = 4096
 """A batch is handed over after so many visits, whatever it holds, so that a walk can be stopped."""
+BATCH_SECONDS = 0.05
+"""A batch with something in it is handed over after so long: on a slow disk the daemon can begin early."""
 
 _RESERVED = b".fsutil-metadata"
 """A daemon drops this entry without counting it, and every later id would shift."""
@@ -164,14 +167,20 @@ class _Walk:
     def run(self) -> Iterator[Batch]:
         filtered = self._include is not None or self._exclude is not None
         stack = [self._open(b"", "", None)]
+        due = time.monotonic() + BATCH_SECONDS
         while stack:
             directory = stack[-1]
             for entry in directory.entries:
                 batch = self._batch
-                if len(batch.packets) >= BATCH_ENTRIES or batch.visited >= BATCH_VISITED:
+                if (
+                    len(batch.packets) >= BATCH_ENTRIES
+                    or batch.visited >= BATCH_VISITED
+                    or (not batch.visited & 15 and batch.packets and time.monotonic() > due)
+                ):
                     self._batch = Batch()
                     yield batch
                     batch = self._batch
+                    due = time.monotonic() + BATCH_SECONDS
                 batch.visited += 1
                 name = entry.name
                 path = directory.prefix + name
@@ -278,9 +287,7 @@ class _Walk:
                 return None  # no longer the symlink that it was
             raise _walk_error(path, error) from error
         batch = self._batch
-        batch.packets.append(
-            encode_stat(path, mode_field(go_mode(st_mode)), size, info.st_mtime_ns, linkname, extras)
-        )
+        batch.packets.append(encode_stat(path, mode_field(go_mode(st_mode)), size, info.st_mtime_ns, linkname, extras))
         batch.files.append(path if regular else None)
         return kind
 

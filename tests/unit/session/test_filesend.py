@@ -60,8 +60,8 @@ def data(file_id: int, content: bytes) -> bytes:
     return data_header(file_id, len(content)) + content
 
 
-def file(path: bytes, mode: int = 0o644, **more: int) -> Stat:
-    return Stat(path=path, mode=mode, mtime_ns=more.pop("mtime_ns", 1_600_000_000_000_000_001), **more)
+def file(path: bytes, mode: int = 0o644) -> Stat:
+    return Stat(path=path, mode=mode, mtime_ns=1_600_000_000_000_000_001)
 
 
 async def export(target: DirectoryTarget, entries: Sequence[tuple[Stat, bytes]]) -> None:
@@ -91,7 +91,7 @@ def tree(root: Path) -> list[bytes]:
     return listing(root)
 
 
-# --- one file -------------------------------------------------------------------------------------------------
+# --- one file ----------------------------------------------------------------------------------------------
 
 
 async def test_a_file_appears_with_the_commit(tmp_path: Path) -> None:
@@ -235,12 +235,12 @@ async def test_exporters_are_found_by_their_position(exporter: str | None, found
             await serving
     else:
         await serving
-    assert [index for index, target in targets.items() if isinstance(target, Recorder) and target.calls] == [
-        found
-    ] * (found in targets)
+    assert [index for index, target in targets.items() if isinstance(target, Recorder) and target.calls] == [found] * (
+        found in targets
+    )
 
 
-# --- a directory ----------------------------------------------------------------------------------------------
+# --- a directory -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.golden
@@ -254,9 +254,9 @@ async def test_golden_trees_survive_the_journey(name: str, tmp_path: Path) -> No
     make_tree(source, TREES[name]["entries"])
     one, other = call_pair(metadata=[("dir-name", "x")])
     target = DirectoryTarget(destination)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(FileSync({"x": LocalDir(source)}).methods()[SYNC](one))
-        tasks.create_task(FileSend({0: target}).methods()[DIFF_COPY](other))
+    serving = asyncio.ensure_future(FileSync({"x": LocalDir(source)}).methods()[SYNC](one))
+    await FileSend({0: target}).methods()[DIFF_COPY](other)
+    await serving
     assert target.export.warnings == []
     assert stat.S_IMODE(destination.stat().st_mode) == 0o700
     assert tree(destination) == tree(source)
@@ -493,9 +493,7 @@ async def test_packets_out_of_place_are_refused(message: bytes, tmp_path: Path) 
         await serving
 
 
-async def test_devices_are_left_out_where_they_cannot_be_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_devices_are_left_out_where_they_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 

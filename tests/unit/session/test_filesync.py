@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
 
 from buildkit_py.errors import InvalidOption, PeerError, ProtocolError, SessionClosed
-from buildkit_py.session import filesync
+from buildkit_py.session import filesync, walk
 from buildkit_py.session.attachable import CallError, Code
 from buildkit_py.session.filesync import (
     CHUNK_BYTES,
@@ -25,7 +26,8 @@ from buildkit_py.session.filesync import (
     read_filters,
 )
 from buildkit_py.session.fsutil import FIN, PacketType, Stat, decode_packet, encode_error, encode_request
-from tests.support.calls import MemoryCall, call_pair
+from buildkit_py.session.walk import MemoryTree
+from tests.support.calls import call_pair
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -97,3 +99,333 @@ async def test_a_tree_arrives_as_it_is(tmp_path: Path) -> None:
     (seen,) = sync.transfers
     assert (seen.listed, seen.visited, seen.requested, seen.files_sent) == (6, 6, 4, 4)
     assert (seen.bytes_sent, seen.done, seen.warnings) == (sum(map(len, files.values())), True, [])
+
+
+async def test_an_unchanged_tree_costs_no_content(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x")
+    sync = FileSync({"context": LocalDir(tmp_path)})
+    assert await Daemon(sync).receive(wanted=False) == {}
+    assert (sync.transfers[0].listed, sync.transfers[0].requested, sync.transfers[0].done) == (1, 0, True)
+
+
+async def test_thousands_of_files_in_any_mix_of_sizes(tmp_path: Path) -> None:
+    """More than fit one batch, one go of a reader, or the pipe between the ends."""
+    expected: dict[bytes, bytes] = {}
+    for number in range(1500):
+        size = (number * 7919) % 3000 if number % 100 else CHUNK_BYTES + number * 300
+        directory = tmp_path / f"d{number % 13}"
+        directory.mkdir(exist_ok=True)
+        content = bytes([number % 251]) * size
+        (directory / str(number)).write_bytes(content)
+        expected[f"d{number % 13}/{number}".encode()] = content
+    assert await transfer(LocalDir(tmp_path)) == expected
+
+
+async def test_several_readers_give_the_same_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk is slow, files are read side by side."""
+    monkeypatch.setattr(filesync, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(filesync, "GATHER_FILES", 3)
+    expected = {b"%03d" % number: os.urandom(1 + number * 3000) for number in range(200)}
+    for name, content in expected.items():
+        (tmp_path / os.fsdecode(name)).write_bytes(content)
+    assert await transfer(LocalDir(tmp_path)) == expected
+
+
+class SlowDir(MemoryDir):
+    """A directory in memory; what is below ``z`` is listed when the event is set."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        super().__init__(files)
+        self.go_on = threading.Event()
+        self._slow = _SlowTree(self._tree.files, self.go_on)
+
+    def tree(self) -> MemoryTree:
+        return self._slow
+
+
+class _SlowTree(MemoryTree):
+    def __init__(self, files: Mapping[bytes, bytes], go_on: threading.Event) -> None:
+        super().__init__(files, 1)
+        self._go_on = go_on
+
+    def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
+        assert path != b"z" or self._go_on.wait(10)
+        return super().xattrs(path)
+
+
+async def test_requests_are_answered_while_the_listing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that waits for the first file before it reads on must get it."""
+    monkeypatch.setattr(walk, "BATCH_ENTRIES", 1)
+    directory = SlowDir({"a": b"first", "z/b": b""})
+    daemon = Daemon(FileSync({"context": directory}))
+    assert decode_packet(await daemon.message()).type is PacketType.STAT
+    await daemon.peer.send(encode_request(0))
+    assert decode_packet(await daemon.message()).data == b"first"
+    directory.go_on.set()
+    while await daemon.message() != b"":
+        pass
+    await daemon.finish()
+
+
+async def test_names_that_are_not_utf8_travel(tmp_path: Path) -> None:
+    name = b"caf\xe9"
+    with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+        file.write(b"latin")
+    os.symlink(b"\xff", os.path.join(os.fsencode(tmp_path), b"link"))
+    daemon = Daemon(FileSync({"context": LocalDir(tmp_path)}))
+    assert await daemon.receive() == {name: b"latin"}
+    assert daemon.stats[1].linkname == b"\xff"
+
+
+async def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    sync = FileSync({"context": LocalDir(tmp_path)})
+    for metadata in ([("dir-name", "other")], []):
+        call, _ = call_pair(DIFF_COPY, metadata)
+        with pytest.raises(CallError, match="no access allowed to dir") as caught:
+            await sync.methods()[DIFF_COPY](call)
+        assert caught.value.code is Code.NOT_FOUND
+    assert not sync.transfers
+
+
+async def test_the_dead_method_is_refused() -> None:
+    call, _ = call_pair(TAR_STREAM, [("dir-name", "context")])
+    with pytest.raises(CallError) as caught:
+        await FileSync({}).methods()[TAR_STREAM](call)
+    assert caught.value.code is Code.UNIMPLEMENTED
+
+
+def test_filters_are_read_from_the_headers() -> None:
+    metadata = [
+        ("dir-name", "context"),
+        ("include-patterns", "a+b%20c"),
+        ("include-patterns", "d"),
+        ("exclude-patterns", quote_plus("é +x")),
+        ("exclude-patterns", "y+z"),
+        ("exclude-patterns-encoded", "1"),
+        ("followpaths", "%C3%A9"),
+        ("followpaths-encoded", "0"),
+    ]
+    filters = read_filters(metadata)
+    assert filters.include == ("a+b%20c", "d")
+    assert filters.exclude == ("é +x", "y z")
+    assert filters.follow == ("%C3%A9",)
+
+
+async def test_filters_are_applied(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ["d/a.go", "d/a.log", "b", "é"]:
+        (tmp_path / name).write_bytes(name.encode())
+    metadata = [
+        ("exclude-patterns", "**%2F*.log"),
+        ("exclude-patterns", quote_plus("é")),
+        ("exclude-patterns-encoded", "true"),
+    ]
+    files = await transfer(LocalDir(tmp_path), metadata)
+    assert sorted(files) == [b"b", b"d/a.go"]
+
+
+@pytest.mark.parametrize("swap", ["missing", "symlink", "directory", "fifo", "parent"])
+async def test_files_that_changed_into_something_else_arrive_empty(tmp_path: Path, swap: str) -> None:
+    """Above all, a symlink that takes a file's place gives nothing from elsewhere away."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "d").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "f").write_bytes(b"secret")
+    (root / "d" / "f").write_bytes(b"public")
+    sync = FileSync({"context": LocalDir(root)})
+    daemon = Daemon(sync)
+    while await daemon.message() != b"":
+        pass
+    if swap == "parent":
+        (root / "d").rename(root / "moved")
+        (root / "d").symlink_to(outside)
+    else:
+        (root / "d" / "f").unlink()
+        match swap:
+            case "symlink":
+                (root / "d" / "f").symlink_to(outside / "f")
+            case "directory":
+                (root / "d" / "f").mkdir()
+            case "fifo":
+                os.mkfifo(root / "d" / "f")
+            case _:
+                pass
+    await daemon.peer.send(encode_request(1))
+    packet = decode_packet(await daemon.message())
+    assert (packet.type, packet.id, packet.data) == (PacketType.DATA, 1, b"")
+    await daemon.finish()
+    (seen,) = sync.transfers
+    assert seen.warning_count == 1
+    assert seen.warnings[0].startswith("d/f was sent empty: ")
+
+
+async def test_a_socket_is_an_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sync = FileSync({"context": LocalDir(tmp_path)})
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s")
+        assert await Daemon(sync).receive() == {b"s": b""}
+    assert sync.transfers[0].warnings == []
+
+
+async def test_files_that_grow_or_shrink_are_sent_as_they_are(tmp_path: Path) -> None:
+    """Sizes in the listing bind nobody."""
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"x" * 10)
+    daemon = Daemon(FileSync({"context": LocalDir(tmp_path)}))
+    while await daemon.message() != b"":
+        pass
+    (tmp_path / "a").write_bytes(b"y" * (2 * CHUNK_BYTES + 5))
+    (tmp_path / "b").write_bytes(b"")
+    await daemon.peer.send(*map(encode_request, range(3)))
+    content = {0: b"", 1: b"", 2: b""}
+    ended: set[int] = set()
+    while len(ended) < 3:
+        packet = decode_packet(await daemon.message())
+        assert packet.id not in ended
+        content[packet.id] += packet.data
+        if not packet.data:
+            ended.add(packet.id)
+    assert content == {0: b"y" * (2 * CHUNK_BYTES + 5), 1: b"", 2: b"x" * 10}
+    await daemon.finish()
+
+
+@pytest.mark.parametrize("request_id", [0, 2, 77])
+async def test_requests_for_what_has_no_content_end_the_call(tmp_path: Path, request_id: int) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "f").write_bytes(b"x")
+    (tmp_path / "l").symlink_to("f")
+    daemon = Daemon(FileSync({"context": LocalDir(tmp_path)}))
+    while await daemon.message() != b"":
+        pass
+    await daemon.peer.send(encode_request(request_id))
+    with pytest.raises(ProtocolError, match=f"invalid file id {request_id}"):
+        await daemon.serving
+
+
+async def test_a_file_is_given_once(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x")
+    daemon = Daemon(FileSync({"context": LocalDir(tmp_path)}))
+    while await daemon.message() != b"":
+        pass
+    await daemon.peer.send(encode_request(0), encode_request(0))
+    with pytest.raises(ProtocolError, match="invalid file id 0"):
+        await daemon.serving
+
+
+@pytest.mark.parametrize("end", ["half-close", "lose", "cancel", "error"])
+async def test_an_early_end_leaves_nothing_running(tmp_path: Path, end: str) -> None:
+    """In the middle of a large file, with everything waiting for the daemon to read."""
+    (tmp_path / "big").write_bytes(bytes(20 << 20))
+    before = set(asyncio.all_tasks())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    daemon = Daemon(FileSync({"context": LocalDir(tmp_path)}))
+    while await daemon.message() != b"":
+        pass
+    await daemon.peer.send(encode_request(0))
+    assert decode_packet(await daemon.message()).data
+    match end:
+        case "half-close":
+            daemon.peer.end()
+            with pytest.raises(ProtocolError, match="before its end"):
+                await daemon.serving
+        case "lose":
+            daemon.peer.lose()
+            with pytest.raises(SessionClosed):
+                await daemon.serving
+        case "cancel":
+            daemon.serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await daemon.serving
+        case _:
+            await daemon.peer.send(encode_error("no space left"))
+            with pytest.raises(PeerError, match="error from receiver: no space left"):
+                await daemon.serving
+    assert asyncio.all_tasks() == before
+    async with asyncio.timeout(10):  # threads close what they hold when they are through
+        while len(os.listdir("/proc/self/fd")) > descriptors:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_tree_that_cannot_be_listed_is_an_error_for_the_daemon(tmp_path: Path) -> None:
+    """As a packet, for the message of the build, and as the status of the call."""
+    sync = FileSync({"context": LocalDir(tmp_path)})
+    daemon = Daemon(sync, metadata=[("include-patterns", "[")])
+    packet = decode_packet(await daemon.message())
+    assert packet.type is PacketType.ERR
+    assert packet.data == b"invalid includepatterns: [[]: syntax error in pattern"
+    with pytest.raises(CallError, match="invalid includepatterns"):
+        await daemon.serving
+
+
+async def test_a_directory_that_is_gone_is_an_error_for_the_daemon(tmp_path: Path) -> None:
+    (tmp_path / "context").mkdir()
+    sync = FileSync({"context": LocalDir(tmp_path / "context")})
+    (tmp_path / "context").rmdir()
+    daemon = Daemon(sync)
+    assert decode_packet(await daemon.message()).type is PacketType.ERR
+    with pytest.raises(CallError, match="No such file or directory"):
+        await daemon.serving
+
+
+async def test_a_read_error_ends_the_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike a file that cannot be opened: a part of it may have been sent."""
+    (tmp_path / "f").write_bytes(b"x")
+
+    def fail(fd: int, size: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "read", fail)
+    daemon = Daemon(FileSync({"context": LocalDir(tmp_path)}))
+    while await daemon.message() != b"":
+        pass
+    await daemon.peer.send(encode_request(0))
+    assert decode_packet(await daemon.message()).data == b"cannot read f: Input/output error"
+    with pytest.raises(CallError, match="cannot read f: Input/output error"):
+        await daemon.serving
+
+
+async def test_a_directory_in_memory(tmp_path: Path) -> None:
+    content = {"Dockerfile": b"FROM scratch\n", "a/b/c": os.urandom(CHUNK_BYTES + 1), "a.txt": b"", "é": b"x"}
+    directory = MemoryDir(content, mtime_ns=12)
+    daemon = Daemon(FileSync({"dockerfile": directory}), "dockerfile")
+    assert await daemon.receive() == {name.encode(): data for name, data in content.items()}
+    assert [entry.path.decode() for entry in daemon.stats] == [
+        "Dockerfile",
+        "a",
+        "a/b",
+        "a/b/c",
+        "a.txt",
+        "é",
+    ]
+    assert {entry.mtime_ns for entry in daemon.stats} == {12}
+    follow = [("followpaths", "Dockerfile"), ("followpaths", "Dockerfile.dockerignore")]
+    assert await transfer(directory, follow) == {b"Dockerfile": b"FROM scratch\n"}
+
+
+async def test_two_directories_in_memory_differ_in_time() -> None:
+    """A daemon takes a file of equal size and time for the same."""
+    times: list[int] = []
+    for content in (b"one", b"two"):
+        daemon = Daemon(FileSync({"context": MemoryDir({"f": content})}))
+        await daemon.receive()
+        times.append(daemon.stats[0].mtime_ns)
+    assert times[0] < times[1]
+
+
+@pytest.mark.parametrize("path", ["", "/a", "a/", "../a", "a//b", ".", "a\0b", "x" * 256])
+def test_paths_in_memory_are_checked(path: str) -> None:
+    with pytest.raises(InvalidOption, match="not a relative path"):
+        MemoryDir({path: b""})
+
+
+def test_a_file_in_memory_is_no_directory() -> None:
+    with pytest.raises(InvalidOption, match="both a file and a directory"):
+        MemoryDir({"a": b"", "a/b/c": b""})
+
+
+def test_only_directories_can_be_served(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    for path, reason in [("f", "Not a directory"), ("none", "No such file"), ("a\0b", "null")]:
+        with pytest.raises(InvalidOption, match=reason):
+            LocalDir(tmp_path / path)

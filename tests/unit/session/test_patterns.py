@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_py.errors import BuildKitError
 from buildkit_py.session.patterns import (
     BadPattern,
     Matched,
@@ -90,12 +90,10 @@ def test_the_combined_test_changes_no_result(patterns: list[str], path: str) -> 
 
 @given(st.lists(st.text(max_size=12), max_size=4), st.text(max_size=12))
 def test_any_text_gives_an_answer_or_a_bad_pattern(patterns: list[str], path: str) -> None:
-    try:
+    with contextlib.suppress(BadPattern):
         matcher = PatternMatcher(patterns)
         matcher.matches(path)
         walk(matcher, path)
-    except BuildKitError as error:
-        assert isinstance(error, BadPattern)
 
 
 def test_many_patterns_without_exceptions_agree_with_each_alone() -> None:
@@ -127,9 +125,7 @@ def test_match_name(pattern: str, name: str, expected: bool) -> None:
     assert match_name(pattern, name) is expected
 
 
-@pytest.mark.parametrize(
-    "pattern", ["[", "[]", "[]a]", "[a", "[-a]", "[a-]", "[a-", "\\", "x\\", "[^]", "[\\"]
-)
+@pytest.mark.parametrize("pattern", ["[", "[]", "[]a]", "[a", "[-a]", "[a-]", "[a-", "\\", "x\\", "[^]", "[\\"])
 def test_malformed_names_are_refused(pattern: str) -> None:
     with pytest.raises(BadPattern):
         match_name(pattern, "x")
