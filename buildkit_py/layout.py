@@ -19,6 +19,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -325,7 +326,8 @@ class LayoutStream:
     """One platform's layout on its way in: a tar stream, in chunks of any size.
 
     Blobs go to the staging directory as they come, each under its name only once its digest is right.
-    After an error the stream is closed, and says so. Use it from one thread at a time.
+    After an error the stream is closed, and says so. Write from one thread at a time; abort from any: a
+    cancelled write may still be running in its thread.
     """
 
     def __init__(self, merger: LayoutMerger, what: str) -> None:
@@ -338,6 +340,7 @@ class LayoutStream:
         self._small: dict[str, bytes] = {}
         self._index: Index | None = None
         self._closed = False
+        self._lock = threading.RLock()
 
     @property
     def index(self) -> Index:
@@ -348,11 +351,13 @@ class LayoutStream:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes. Blocks. Raises ProtocolError for what does not belong into a layout."""
-        if self._closed:
-            raise ProtocolError(f"{self.what}: more came after its end")
         try:
-            with _writing(self._merger.staging):
+            with self._lock, _writing(self._merger.staging):
+                if self._closed:
+                    raise ProtocolError("more came after its end")
                 for event in self._reader.feed(data):
+                    if self._closed:
+                        break  # by abort, which now waits
                     self._take(event)
         except BaseException as error:
             self.abort()
@@ -362,8 +367,10 @@ class LayoutStream:
 
     def close(self) -> None:
         """Say that all of it was written; raises ProtocolError if something is missing. Blocks shortly."""
-        if self._closed:
+        if self._index is not None:
             return
+        if self._closed:
+            raise ProtocolError(f"{self.what}: did not arrive completely")
         self.abort()
         try:
             self._reader.close()
@@ -376,11 +383,15 @@ class LayoutStream:
             raise ProtocolError(f"{self.what}: {error}") from error
 
     def abort(self) -> None:
-        """Close it as it is, dropping a blob that is not complete; again and again does no harm."""
+        """Close it as it is, dropping a blob that is not complete; again and again does no harm.
+
+        Waits for a write that is going on, which ends early; nothing is written afterwards.
+        """
         self._closed = True
-        if isinstance(self._target, _Blob):
-            self._target.abort()
-        self._target = None
+        with self._lock:
+            if isinstance(self._target, _Blob):
+                self._target.abort()
+            self._target = None
 
     def _take(self, event: tarstream.Event) -> None:
         match event:

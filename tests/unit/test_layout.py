@@ -617,6 +617,44 @@ def test_leaving_early_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_discarding_waits_for_a_write_that_is_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled call leaves its thread running; nothing may be written after the directory is gone."""
+    writing, go_on = threading.Event(), threading.Event()
+    update = layout_module._Blob.write
+
+    def slow(blob: Any, data: memoryview) -> None:
+        writing.set()
+        assert go_on.wait(20)
+        update(blob, data)
+
+    monkeypatch.setattr(layout_module._Blob, "write", slow)
+    merger = LayoutMerger(tmp_path / "staging")
+    stream = merger.open_stream(ARM64)
+    writer = threading.Thread(target=stream.write, args=(GOOD.tar(),))
+    discarder = threading.Thread(target=merger.discard)
+    writer.start()
+    assert writing.wait(20)
+    discarder.start()
+    discarder.join(0.05)
+    assert discarder.is_alive()
+    go_on.set()
+    writer.join(20)
+    discarder.join(20)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ProtocolError, match="after its end"):
+        stream.write(b"")
+    with pytest.raises(ProtocolError, match="did not arrive completely"):
+        stream.close()
+
+
+def test_closing_twice_does_no_harm(merger: LayoutMerger) -> None:
+    stream = merger.open_stream(ARM64)
+    pour(stream, GOOD.tar(), 4096)
+    stream.close()
+    stream.abort()
+    assert stream.index.raw == GOOD.index_json
+
+
 @pytest.fixture
 def layout_dir(tmp_path: Path) -> Path:
     with LayoutMerger.create(tmp_path / "layout") as merger:
