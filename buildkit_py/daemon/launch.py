@@ -1,0 +1,520 @@
+"""Start, find and stop a private daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import ipaddress
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeAlias, cast
+
+from buildkit_py.daemon import network
+from buildkit_py.daemon.processes import (
+    MARK,
+    Process,
+    kill_marked,
+    remove_cgroups,
+    run,
+    spawn,
+    unmount_below,
+    wait_gone,
+)
+from buildkit_py.errors import BuildKitError, ConnectFailed, DeadlineExceeded, InvalidOption
+
+DaemonKind: TypeAlias = Literal["buildkitd", "dockerd"]
+
+_RUNTIME = Path("/run/buildkit-py")
+_POLL_SECONDS = 0.05
+_ANSWER_SECONDS = 5.0
+_KILL_SECONDS = 10.0
+_LOG_TAIL_BYTES = 4096
+_LOG_TAIL_LINES = 12
+# What a daemon needs besides itself, in the words of what to install.
+_HELPERS: Mapping[DaemonKind, tuple[tuple[str, ...], ...]] = {
+    "buildkitd": (("buildkit-runc", "runc"),),
+    "dockerd": (("containerd",), ("runc",)),
+}
+# The rest of the environment stays here: it may hold secrets, and settings meant for this process.
+_PASSED_ON = frozenset(
+    (
+        *("HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    )
+)
+_REGISTRY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonOptions:
+    """What to start, and where."""
+
+    state_dir: Path | None = None
+    """Directory for all that the daemon has; None is default_state_dir()."""
+    kind: Literal["auto", "buildkitd", "dockerd"] = "auto"
+    """auto takes buildkitd where there is one, else dockerd."""
+    insecure_registries: tuple[str, ...] = ()
+    """Registries (host, host:port, for dockerd also networks) that are spoken to without TLS, or without proof.
+
+    Those on the loopback network always are.
+    """
+    timeout: float = 60.0
+    """Seconds until the daemon must answer."""
+    arguments: tuple[str, ...] = ()
+    """Further arguments for the daemon's command line."""
+    prefix: Path | None = None
+    """Directory whose bin directories are searched before PATH; None is $BUILDKIT_PY_PREFIX."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonStatus:
+    """A private daemon, as it is now."""
+
+    running: bool
+    state_dir: Path
+    log: Path
+    """What the daemon printed; kept after it has ended."""
+    pid: int | None = None
+    kind: DaemonKind | None = None
+    address: str = ""
+    """What ``connect()`` and ``$BUILDKIT_HOST`` take; "" when it does not run."""
+    version: str = ""
+    """What the binary says of itself; "" when it does not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What is written down about a daemon that was started."""
+
+    pid: int
+    started: str
+    kind: DaemonKind
+    address: str
+    version: str
+    insecure_registries: tuple[str, ...] = field(default=())
+
+    @property
+    def process(self) -> Process:
+        return Process(self.pid, self.started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where one daemon's things are; all names follow from its state directory."""
+
+    state: Path
+    tag: str
+    """Name of its bridge and cgroup; 15 characters, the most that an interface's name may have."""
+
+    @classmethod
+    def of(cls, state_dir: Path | None) -> _Layout:
+        state = (state_dir or default_state_dir()).expanduser().resolve()
+        return cls(state, "bkpy-" + hashlib.sha256(os.fsencode(state)).hexdigest()[:10])
+
+    @property
+    def runtime(self) -> Path:
+        return _RUNTIME / self.tag
+
+    def data(self, kind: DaemonKind) -> Path:
+        return self.state / kind
+
+    @property
+    def log(self) -> Path:
+        return self.state / "daemon.log"
+
+    @property
+    def record(self) -> Path:
+        return self.state / "daemon.json"
+
+    def socket(self, kind: DaemonKind) -> Path:
+        return self.runtime / ("docker.sock" if kind == "dockerd" else "buildkitd.sock")
+
+    def address(self, kind: DaemonKind) -> str:
+        return f"{'docker' if kind == 'dockerd' else 'unix'}://{self.socket(kind)}"
+
+
+def default_state_dir() -> Path:
+    """``$XDG_STATE_HOME/buildkit-py/daemon``, by default below ``~/.local/state``."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # Source: XDG Base Directory specification: relative paths are invalid and ignored.
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state"
+    return root / "buildkit-py" / "daemon"
+
+
+def find_daemon(options: DaemonOptions) -> tuple[DaemonKind, Path]:
+    """Kind and path of the daemon that the options mean; raise ConnectFailed when there is none to start."""
+    path = _search_path(options)
+    kinds: tuple[DaemonKind, ...] = ("buildkitd", "dockerd") if options.kind == "auto" else (options.kind,)
+    attempts: list[tuple[str, str]] = []
+    for kind in kinds:
+        found = shutil.which(kind, path=path)
+        if found is None:
+            attempts.append((kind, "not found"))
+            continue
+        absent = [names[-1] for names in _HELPERS[kind] if not any(shutil.which(n, path=path) for n in names)]
+        if not absent:
+            return kind, Path(found)
+        attempts.append((found, f"needs {' and '.join(absent)}, not found"))
+    detail = "; ".join(f"{name}: {reason}" for name, reason in attempts)
+    raise ConnectFailed(
+        f"no daemon to start ({detail}); looked in {path}. Install one, or set BUILDKIT_HOST to one elsewhere",
+        attempts,
+    )
+
+
+async def start(options: DaemonOptions | None = None) -> DaemonStatus:
+    """Start the daemon and wait until it answers; one that runs already is left as it is.
+
+    Raise InvalidOption for settings that cannot be, or that a running one does not have; ConnectFailed when it
+    cannot be started or ends at once; DeadlineExceeded when it does not answer in time. The last two come with
+    the end of its log, and like cancelling leave nothing running.
+    """
+    options = options or DaemonOptions()
+    if options.timeout <= 0:
+        raise InvalidOption(f"timeout {options.timeout}: expected more than 0 seconds")
+    for registry in options.insecure_registries:
+        _check_registry(registry, options.kind)
+    _require_root()
+    layout = _Layout.of(options.state_dir)
+    _make_private(layout.state)
+    async with _locked(layout, options.timeout):
+        record = _read_record(layout)
+        if record is not None and record.process.alive():
+            _check_same(record, options, layout)
+            await _answering(record, layout, options.timeout)
+            return _status(layout)
+        kind, binary = find_daemon(options)
+        for registry in options.insecure_registries:
+            _check_registry(registry, kind)
+        path = _search_path(options)
+        await _clear(layout, path)
+        try:
+            record = await _launch(layout, options, kind, binary, path)
+            await _answering(record, layout, options.timeout)
+        except BaseException:
+            await _end(layout, path, grace=0)
+            raise
+        return _status(layout)
+
+
+async def status(state_dir: Path | None = None) -> DaemonStatus:
+    """What is known of the daemon with this state directory, without asking it."""
+    return _status(_Layout.of(state_dir))
+
+
+async def stop(state_dir: Path | None = None, *, timeout: float = 10.0, remove: bool = False) -> DaemonStatus:
+    """End the daemon and all that it started; its data stays, for the next start, unless remove is set.
+
+    It is asked first and killed after timeout seconds: a build that runs is no reason to wait for ever. What an
+    earlier, killed daemon left behind is cleared too. Not an error when none runs.
+    """
+    layout = _Layout.of(state_dir)
+    if layout.state.exists():
+        _require_root()
+        async with _locked(layout, timeout + _KILL_SECONDS):
+            await _end(layout, _search_path(DaemonOptions()), grace=timeout)
+            if remove:
+                await asyncio.to_thread(shutil.rmtree, layout.state)
+    return _status(layout)
+
+
+async def _launch(layout: _Layout, options: DaemonOptions, kind: DaemonKind, binary: Path, path: str) -> _Record:
+    """Start the process and write down that it runs."""
+    code, version = await run([str(binary), "--version"])
+    if code:
+        raise ConnectFailed(f"{binary} does not run here: {version}", [(str(binary), version)])
+    for folder in (_RUNTIME, layout.runtime, layout.data(kind)):
+        _make_private(folder)
+    command = [str(binary), "--config-file" if kind == "dockerd" else "--config"]
+    if kind == "dockerd":
+        try:
+            subnet = network.make_bridge(layout.tag)
+        except OSError as error:
+            raise ConnectFailed(f"cannot make a network bridge for {binary}: {error}") from error
+        await network.add_rules(layout.tag, subnet, path)
+        config, text = layout.state / "dockerd.json", dockerd_config(layout, options.insecure_registries)
+    else:
+        config, text = layout.state / "buildkitd.toml", buildkitd_config(layout, options.insecure_registries)
+    config.write_text(text)
+    with contextlib.suppress(FileNotFoundError):
+        layout.log.replace(layout.log.with_suffix(".log.1"))
+    env = {name: value for name, value in os.environ.items() if name in _PASSED_ON}
+    try:
+        process = spawn(
+            [*command, str(config), *options.arguments],
+            env={**env, "PATH": path, MARK: layout.tag},
+            log=layout.log,
+        )
+    except OSError as error:
+        raise ConnectFailed(f"cannot start {binary}: {error.strerror}") from error
+    if process is None:
+        raise _ended(layout, kind)
+    registries = tuple(sorted(options.insecure_registries))
+    record = _Record(process.pid, process.started, kind, layout.address(kind), version, registries)
+    _write_record(layout, record)
+    return record
+
+
+def dockerd_config(layout: _Layout, insecure_registries: tuple[str, ...]) -> str:
+    """Text of dockerd's configuration file."""
+    return json.dumps(
+        {
+            "data-root": str(layout.data("dockerd")),
+            "exec-root": str(layout.runtime / "exec"),
+            "pidfile": str(layout.runtime / "docker.pid"),
+            "hosts": [f"unix://{layout.socket('dockerd')}"],
+            "group": "root",
+            "features": {"containerd-snapshotter": True},
+            "insecure-registries": list(insecure_registries),
+            # Its own chains in the machine's firewall would disturb other engines: see network.py.
+            "bridge": layout.tag,
+            "iptables": False,
+            "ip6tables": False,
+            "userland-proxy": False,
+            # Containers are found by their cgroup when the daemon was killed and cannot end them.
+            "cgroup-parent": f"/{layout.tag}",
+            "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            "shutdown-timeout": 5,
+        },
+        indent=2,
+    )
+
+
+def buildkitd_config(layout: _Layout, insecure_registries: tuple[str, ...]) -> str:
+    """Text of buildkitd's configuration file. A JSON string is a TOML basic string too."""
+    socket = f"unix://{layout.socket('buildkitd')}"
+    lines = [
+        f"root = {json.dumps(str(layout.data('buildkitd')))}",
+        "[grpc]",
+        f"  address = [{json.dumps(socket)}]",
+        "[worker.containerd]",
+        "  enabled = false",
+        "[worker.oci]",
+        "  enabled = true",
+        f"  defaultCgroupParent = {json.dumps(f'/{layout.tag}')}",
+    ]
+    for registry in insecure_registries:
+        if "/" not in registry:  # networks are of the loopback, which buildkitd trusts by itself
+            lines += [f"[registry.{json.dumps(registry)}]", "  http = true", "  insecure = true"]
+    return "\n".join(lines) + "\n"
+
+
+async def _answering(record: _Record, layout: _Layout, timeout: float) -> None:
+    """Wait until the daemon answers on its socket."""
+    socket = str(layout.socket(record.kind))
+    answers = _docker_answers if record.kind == "dockerd" else _http2_answers
+    try:
+        async with asyncio.timeout(timeout):
+            while not await answers(socket):
+                if not record.process.alive():
+                    raise _ended(layout, record.kind)
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"{record.kind} did not answer on {socket} within {timeout:g} seconds; {_log_tail(layout)}"
+        ) from None
+
+
+async def _docker_answers(socket: str) -> bool:
+    request = b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n"
+    answer = await _exchange(socket, request, len(b"HTTP/1.1 200"))
+    return answer.endswith(b" 200")
+
+
+async def _http2_answers(socket: str) -> bool:
+    # Connection preface and an empty SETTINGS frame; the server's first frame must be SETTINGS (type 4).
+    # Source: RFC 9113, 3.4 and 6.5.
+    request = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+    answer = await _exchange(socket, request, 9)
+    return answer[3:4] == b"\x04"
+
+
+async def _exchange(socket: str, request: bytes, size: int) -> bytes:
+    """First bytes of the answer to a request; b"" when nobody answers."""
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(socket)
+            writer.write(request)
+            return await reader.readexactly(size)
+    except (OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
+        return b""
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+async def _end(layout: _Layout, path: str, *, grace: float) -> None:
+    """End the daemon, asking first when there is a grace period, and clear what it leaves."""
+    record = _read_record(layout)
+    if record is not None and grace > 0 and record.process.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(record.pid, 15)
+        await wait_gone(record.process, grace)
+    await _clear(layout, path)
+
+
+async def _clear(layout: _Layout, path: str) -> None:
+    """Remove processes, mounts and network of a daemon; its data and log stay."""
+    if not await kill_marked(layout.tag, _KILL_SECONDS):
+        raise DeadlineExceeded(f"processes of the daemon in {layout.state} do not end, killed though they are")
+    busy = unmount_below(layout.state, layout.runtime)
+    if busy:
+        raise BuildKitError(f"cannot unmount {busy[0]}")
+    await network.remove_rules(layout.tag, path)
+    try:
+        network.remove_bridge(layout.tag)
+    except OSError as error:
+        raise BuildKitError(f"cannot remove the bridge {layout.tag}: {error.strerror}") from error
+    remove_cgroups(layout.tag)
+    if layout.runtime.exists():
+        shutil.rmtree(layout.runtime)
+    layout.record.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def _locked(layout: _Layout, timeout: float) -> AsyncGenerator[None]:
+    """Exclude other starts and stops of the same daemon, in this process and in others."""
+    with (layout.state / "lock").open("w") as lock:
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{layout.state} is being started or stopped by another process for {timeout:g} seconds"
+            ) from None
+        yield
+
+
+def _status(layout: _Layout) -> DaemonStatus:
+    stopped = DaemonStatus(running=False, state_dir=layout.state, log=layout.log)
+    record = _read_record(layout)
+    if record is None or not record.process.alive():
+        return stopped
+    return replace(
+        stopped,
+        running=True,
+        pid=record.pid,
+        kind=record.kind,
+        address=record.address,
+        version=record.version,
+    )
+
+
+def _read_record(layout: _Layout) -> _Record | None:
+    """The record; None when there is none, or when it is of no use."""
+    try:
+        values: object = json.loads(layout.record.read_bytes())
+    except PermissionError as error:
+        raise ConnectFailed(f"cannot read {layout.record}: run as root, who started the daemon") from error
+    except (OSError, ValueError):
+        return None
+    fields = cast("dict[str, object]", values) if isinstance(values, dict) else {}
+    kind, registries = fields.get("kind"), fields.get("insecure_registries")
+    pid, started, address, version = (fields.get(name) for name in ("pid", "started", "address", "version"))
+    if not (isinstance(pid, int) and isinstance(started, str) and isinstance(registries, list)):
+        return None
+    if not (isinstance(address, str) and isinstance(version, str) and kind in ("buildkitd", "dockerd")):
+        return None
+    names = tuple(str(name) for name in cast("list[object]", registries))
+    return _Record(pid, started, kind, address, version, names)
+
+
+def _write_record(layout: _Layout, record: _Record) -> None:
+    fresh = layout.record.with_suffix(".new")
+    fresh.write_text(json.dumps(asdict(record)))
+    fresh.replace(layout.record)
+
+
+def _check_same(record: _Record, options: DaemonOptions, layout: _Layout) -> None:
+    """Raise InvalidOption when the running daemon is not what was asked for."""
+    if options.kind not in ("auto", record.kind):
+        raise InvalidOption(
+            f"a {record.kind} runs in {layout.state}, not a {options.kind}: stop it first, or use another directory"
+        )
+    missing = set(options.insecure_registries) - set(record.insecure_registries)
+    if missing:
+        raise InvalidOption(
+            f"the daemon in {layout.state} runs without {min(missing)!r} as an insecure registry: stop it first"
+        )
+
+
+def _check_registry(text: str, kind: str) -> None:
+    """Raise InvalidOption unless the text names a registry, or a network where the daemon takes networks."""
+    if "/" in text:
+        try:
+            loopback = ipaddress.ip_network(text).is_loopback
+        except ValueError as error:
+            raise InvalidOption(f"insecure registry {text!r}: {error}") from error
+        if kind == "buildkitd" and not loopback:
+            raise InvalidOption(f"insecure registry {text!r}: buildkitd takes host:port, not networks")
+    elif not _REGISTRY.fullmatch(text):
+        raise InvalidOption(f"insecure registry {text!r}: expected host, host:port or a network")
+
+
+def _require_root() -> None:
+    if sys.platform != "linux":
+        raise ConnectFailed("a private daemon runs on Linux only; set BUILDKIT_HOST to one elsewhere")
+    if os.geteuid() != 0:
+        raise ConnectFailed(
+            "a private daemon needs root to start and to stop; use sudo, or set BUILDKIT_HOST to another daemon"
+        )
+
+
+def _make_private(folder: Path) -> None:
+    """Make a directory that is root's alone; raise ConnectFailed when it is not, or cannot be made."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise ConnectFailed(f"cannot use {folder}: {error.strerror}") from error
+    if owner != os.geteuid():
+        raise ConnectFailed(f"cannot use {folder}: it belongs to another user")
+    folder.chmod(0o700)
+
+
+def _search_path(options: DaemonOptions) -> str:
+    """PATH for finding programs and for the daemon: the prefix first, and where the system keeps root's programs."""
+    prefix = options.prefix or (Path(value) if (value := os.environ.get("BUILDKIT_PY_PREFIX")) else None)
+    own = [str(prefix.absolute() / name) for name in ("usr/local/bin", "usr/sbin", "usr/bin")] if prefix else []
+    system = [
+        *os.environ.get("PATH", "").split(os.pathsep),
+        "/usr/local/sbin",
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+    ]
+    # Relative entries would mean another place to the daemon.
+    return os.pathsep.join(dict.fromkeys([*own, *(entry for entry in system if entry.startswith("/"))]))
+
+
+def _ended(layout: _Layout, kind: str) -> ConnectFailed:
+    return ConnectFailed(f"{kind} ended before it answered; {_log_tail(layout)}")
+
+
+def _log_tail(layout: _Layout) -> str:
+    """Where the log is, and its last lines."""
+    try:
+        with layout.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    except OSError:
+        lines = []
+    if not lines:
+        return f"its log {layout.log} is empty"
+    shown = ("".join(c if c.isprintable() else " " for c in line) for line in lines)
+    return f"the end of its log {layout.log}:" + "".join(f"\n  {line}" for line in shown)
