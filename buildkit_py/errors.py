@@ -102,13 +102,13 @@ class SourceSnippet:
     def excerpt(self) -> str:
         """The lines of the ranges, marked, with some around them; "" when the file has no such lines.
 
-        Of several lines without a newline at the end. Source: moby/buildkit, solver/errdefs/source.go.
+        No newline at the end. Source: moby/buildkit, solver/errdefs/source.go.
         """
         if not self.ranges:
             return ""
         lines = self.data.decode("utf-8", "replace").split("\n")
         ranges = [(start, max(start, end)) for start, end in self.ranges]
-        start = first = min(start for start, _ in ranges)
+        top = first = min(start for start, _ in ranges)
         last = min(max(end for _, end in ranges), len(lines))
         if not self.data or first < 1 or first > len(lines):
             return ""
@@ -120,7 +120,7 @@ class SourceSnippet:
                 last, spent = last + 1, spent + 1
             spent += 1
         rule = "-" * 20
-        shown = [f"{_printable(self.filename)}:{start}", rule]
+        shown = [f"{_printable(self.filename)}:{top}", rule]
         for number in range(first, last + 1):
             marker = ">>>" if any(start <= number <= end for start, end in ranges) else "   "
             shown.append(f" {number:3d} | {marker} {_printable(lines[number - 1].rstrip(chr(13)))}".rstrip())
