@@ -41,6 +41,7 @@ MAX_ANSWER_BYTES = 4 << 20
 """Limit of an answer held in memory; the registry's own word on its size is not trusted."""
 USER_AGENT = "buildkit-py"
 RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_VERBATIM = re.compile(r"/[\x21-\x7e]*")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -71,8 +72,10 @@ class Origin(NamedTuple):
 
 
 def _target(url: str) -> str:
+    """Path and query as they are, but for characters that no request line may hold."""
     parts = urlsplit(url)
-    return f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+    target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+    return target if _VERBATIM.fullmatch(target) else requests.utils.requote_uri(target)
 
 
 def redact(url: str) -> str:
@@ -85,7 +88,6 @@ def redact(url: str) -> str:
 
 
 _running = threading.local()  # .operation and .target: what this thread works for, and what it asks for
-_VERBATIM = re.compile(r"/[\x21-\x7e]*")
 
 
 def _track(connection: urllib3.connection.HTTPConnection) -> None:
@@ -96,10 +98,18 @@ def _track(connection: urllib3.connection.HTTPConnection) -> None:
 
 
 def _as_given(url: str) -> str:
-    """The request target as the URL had it: urllib3 would rewrite percent signs, which may be signed."""
+    """The request target as the URL had it.
+
+    urllib3 would rewrite percent signs, which may be signed, and log the query: so it is told the path alone,
+    and the whole target is put in when the request is written.
+    """
     target = cast("str | None", getattr(_running, "target", None))
-    # A target that is a whole URL is for a proxy, and stays.
-    return target if target is not None and url.startswith("/") and _VERBATIM.fullmatch(target) else url
+    if target is None:
+        return url
+    if url.startswith("/"):
+        return target
+    parts = urlsplit(url)  # a whole URL is for a proxy
+    return f"{parts.scheme}://{parts.netloc}{target}"
 
 
 class _Connection(urllib3.connection.HTTPConnection):
@@ -156,6 +166,10 @@ class _Adapter(requests.adapters.HTTPAdapter):
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
         manager.pool_classes_by_scheme = _POOLS
         return manager
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        """Without the query; see _as_given."""
+        return super().request_url(request, proxies).partition("?")[0]
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Trust is in the pool's own context already."""

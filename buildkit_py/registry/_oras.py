@@ -89,7 +89,15 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
         scheme = self._transport.config.scheme(reference.api_host)
         return f"{scheme}://{path(RepositoryURLs(reference))}"
 
-    def pages(self, url: str, take: Callable[[Response], bool], *, scopes: Sequence[str], operation: Operation) -> None:
+    def pages(
+        self,
+        url: str,
+        take: Callable[[Response], bool],
+        *,
+        scopes: Sequence[str],
+        repository: str,
+        operation: Operation,
+    ) -> None:
         """GET a list page by page while take() says so; the links to follow are those of the registry."""
         home, seen = Origin.of(url), {url}
 
@@ -103,7 +111,7 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
             seen.add(target)
             return True
 
-        pager = _Pager(self, scopes, operation)
+        pager = _Pager(self, scopes, repository, operation)
         pager._do_paginated_request(url, take_page)  # pyright: ignore[reportPrivateUsage]
 
     def do_request(
@@ -148,15 +156,21 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
 class _Pager(oras.provider.Registry):  # type: ignore[misc]
     """The paging of oras, bound to one operation."""
 
-    def __init__(self, registry: OrasRegistry, scopes: Sequence[str], operation: Operation) -> None:
+    def __init__(self, registry: OrasRegistry, scopes: Sequence[str], repository: str, operation: Operation) -> None:
         self.headers: dict[str, str] = {}  # no super(): that one opens a session
         self._registry = registry
         self._scopes = scopes
+        self._repository = repository
         self._operation = operation
 
     def do_request(self, url: str, method: str = "GET", *args: Any, **kwargs: Any) -> Response:
         return self._registry.do_request(
-            url, method, scopes=self._scopes, operation=self._operation, expect=frozenset({200})
+            url,
+            method,
+            scopes=self._scopes,
+            repository=self._repository,
+            operation=self._operation,
+            expect=frozenset({200}),
         )
 
 

@@ -176,7 +176,7 @@ class RegistryClient:
                 return True
 
             url = self._http.url(reference, lambda urls: urls.all_tags_url)
-            self._http.pages(url, take, scopes=(pull(reference.path),), operation=operation)
+            self._http.pages(url, take, scopes=(pull(reference.path),), repository=reference.path, operation=operation)
             return found
 
         return sorted(self._transport.retrying(operation, once))
