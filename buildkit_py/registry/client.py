@@ -251,6 +251,11 @@ class RegistryClient:
 
         return self._transport.retrying(operation, once)
 
+    def greet(self, repository: Repository, *, operation: Operation | None = None) -> None:
+        """Connect and authenticate for a push to the repository, and change nothing there."""
+        reference = _reference(repository)
+        self._has_blob(reference, Digest.of(b""), push(reference.path), self._operation(operation))
+
     # One attempt each
 
     def _operation(self, operation: Operation | None) -> Operation:

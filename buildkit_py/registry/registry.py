@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
 
 from buildkit_py.digest import Digest
+from buildkit_py.errors import InvalidOption, RegistryError
 from buildkit_py.oci import Descriptor
 from buildkit_py.reference import Reference
 from buildkit_py.registry._operation import Operation, Workers
@@ -17,12 +21,17 @@ if TYPE_CHECKING:
     # Its HTTP stack takes a quarter of a second to import; builds without a push never pay for it.
     from buildkit_py.registry.client import RegistryClient, Writer
 
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 Repository: TypeAlias = Reference | str
 """A repository: a reference whose tag and digest do not matter, or its text as people write it."""
 
 CONCURRENCY = 8
 """Requests at once: round trips dominate, and registries begin to push back above this."""
+
+
+def _greet(repository: Repository, client: RegistryClient, operation: Operation) -> None:
+    client.greet(repository, operation=operation)
 
 
 class Registry:
@@ -63,9 +72,21 @@ class Registry:
             if self._client is not None:
                 self._client.close()
 
-    async def warm_up(self) -> None:
-        """Load the HTTP stack ahead of the first call, for instance while a solve runs."""
-        await self._workers.run(self._timeouts.total, lambda _: self._open())
+    async def warm_up(self, *push_to: Repository) -> None:
+        """Be ready for a push to these repositories: HTTP stack loaded, connected, token fetched.
+
+        For the time in which a solve runs. A failure is not raised: the push that follows meets it, too.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._quietly(lambda client, operation: None))
+            for repository in push_to:
+                tasks.create_task(self._quietly(partial(_greet, repository)))
+
+    async def _quietly(self, action: Callable[[RegistryClient, Operation], None]) -> None:
+        try:
+            await self._run(action)
+        except (RegistryError, InvalidOption) as error:
+            _LOG.debug("warming up: %s", error)
 
     async def resolve(self, reference: Reference | str) -> Descriptor:
         """Digest, size and type of a manifest, without its bytes where the registry allows it."""

@@ -263,6 +263,22 @@ async def test_tokens(tokened: tuple[str, FakeRegistry]) -> None:
     assert all(request.authorization is None for request in tokens.requests)
 
 
+async def test_warming_up(tokened: tuple[str, FakeRegistry]) -> None:
+    """Afterwards no token is needed, neither for reading nor for writing; and what fails, fails later."""
+    host, tokens = tokened
+    async with Registry(credentials=StaticCredentials({host: KNOWN})) as registry:
+        await registry.warm_up(f"{host}/a", f"{host}/b")
+        assert len(tokens.requests) == 2
+        for repository in (f"{host}/a", f"{host}/b"):
+            manifest, _ = await push_image(registry, repository, "x")
+            assert (await registry.fetch_manifest(f"{repository}@{Digest.of(manifest)}"))[0] == manifest
+        assert len(tokens.requests) == 2
+    async with Registry(credentials=NOBODY) as registry:
+        await registry.warm_up(f"{host}/a", "127.0.0.1:1/a")
+        with pytest.raises(Unauthorized):
+            await registry.resolve(f"{host}/a:v1")
+
+
 async def test_assembling_is_fast(plain: str) -> None:
     """Three children read and checked, the index written by digest and by tag: well under 60 ms when warm."""
     repository = f"{plain}/fast"
