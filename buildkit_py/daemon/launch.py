@@ -21,6 +21,7 @@ from buildkit_py.daemon import network
 from buildkit_py.daemon.processes import (
     MARK,
     Process,
+    forget_containers,
     kill_marked,
     remove_cgroups,
     run,
@@ -375,6 +376,7 @@ async def _clear(layout: _Layout, path: str) -> None:
     except OSError as error:
         raise BuildKitError(f"cannot remove the bridge {layout.tag}: {error.strerror}") from error
     remove_cgroups(layout.tag)
+    forget_containers(layout.state)
     if layout.runtime.exists():
         shutil.rmtree(layout.runtime)
     layout.record.unlink(missing_ok=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ MARK = "BUILDKIT_PY_DAEMON"
 """Environment variable that a daemon hands down to its helpers; its value is the daemon's tag."""
 
 _PROC = Path("/proc")
+_RUNC_STATE = Path("/run/runc")
 _POLL_SECONDS = 0.03
 _MNT_DETACH = 2
 _COMMAND_SECONDS = 20
@@ -156,6 +159,23 @@ def remove_cgroups(tag: str) -> None:
             for folder, _, _ in os.walk(root, topdown=False):
                 with contextlib.suppress(OSError):
                     Path(folder).rmdir()
+
+
+def forget_containers(root: Path) -> None:
+    """Remove what runc remembers of containers whose files are below root; the processes must be gone.
+
+    Both daemons leave runc's state in its default directory, where those of other engines are too.
+    """
+    for state in _RUNC_STATE.glob("*/state.json"):
+        try:
+            values: object = json.loads(state.read_bytes())
+        except (OSError, ValueError):
+            continue  # being written, or gone: not of a daemon that is down
+        match values:
+            case {"config": {"rootfs": str() as rootfs}} if Path(rootfs).is_relative_to(root):
+                shutil.rmtree(state.parent, ignore_errors=True)
+            case _:
+                pass
 
 
 async def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> tuple[int, str]:
