@@ -9,7 +9,7 @@ tests/unit/registry/test_oras_contract.py.
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from collections.abc import Container as Statuses
 from typing import Any, TypeAlias, cast
 from urllib.parse import urljoin
@@ -28,7 +28,7 @@ from buildkit_py.registry._operation import Operation
 from buildkit_py.registry.auth import Authorizer, is_local, parse_challenges
 from buildkit_py.registry.config import is_loopback
 
-Body: TypeAlias = bytes | Callable[[], Iterable[bytes]]
+Body: TypeAlias = bytes | Callable[[], Generator[bytes]]
 """Bytes, or what makes the body anew each time it is sent; then the headers hold its Content-Length."""
 
 _BACKEND = "buildkit_py"
@@ -228,6 +228,9 @@ class _Call:
         except RegistryError as error:
             error.repository = self._repository
             raise
+        finally:
+            if content is not None and not isinstance(content, bytes):
+                content.close()  # it may have been left in the middle, with a file open
 
     def _authenticate(self, response: Response, rounds: int) -> None:
         """Make the next request carry a better header, or raise Unauthorized."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import BinaryIO, Protocol, TypeAlias, cast
 from urllib.parse import quote, urlencode
 
@@ -503,7 +503,7 @@ def _tags_of(response: Response, reference: Reference) -> list[str]:
     return [item for item in items if isinstance(item, str) and item]
 
 
-def _slices(descriptor: Descriptor, open_content: Callable[[], BinaryIO], operation: Operation) -> Iterator[bytes]:
+def _slices(descriptor: Descriptor, open_content: Callable[[], BinaryIO], operation: Operation) -> Generator[bytes]:
     """The content in pieces, exactly as many bytes as announced."""
     left = descriptor.size
     try:

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -261,6 +262,49 @@ async def test_tokens(tokened: tuple[str, FakeRegistry]) -> None:
             with pytest.raises(Unauthorized, match="no credentials are known"):
                 await refused
     assert all(request.authorization is None for request in tokens.requests)
+
+
+async def test_a_registry_that_dies_during_a_push(tmp_path: Path) -> None:
+    """A typed error that says it may work later, within seconds; the content is closed."""
+    data = os.urandom(1 << 20) * 32
+    opened: list[io.BytesIO] = []
+
+    class Deadly(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() == 8 << 20:
+                os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            return super().read(size)
+
+    def open_content() -> io.BytesIO:
+        opened.append(Deadly(data))
+        return opened[-1]
+
+    with run_registry(tmp_path) as host:
+        async with Registry(credentials=NOBODY) as registry:
+            begin = time.monotonic()
+            with pytest.raises(RegistryError) as caught:
+                await registry.push_blob(f"{host}/a", descriptor_of(data), open_content)
+            assert time.monotonic() - begin < 10
+    assert caught.value.retryable
+    assert [file.closed for file in opened] == [True]
+
+
+async def test_a_registry_that_dies_during_a_pull(tmp_path: Path) -> None:
+    data = os.urandom(1 << 20) * 64
+
+    class Deadly(io.BytesIO):
+        def write(self, data: object, /) -> int:
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            return super().write(data)  # type: ignore[arg-type]
+
+    with run_registry(tmp_path) as host:
+        async with Registry(credentials=NOBODY) as registry:
+            await registry.push_blob(f"{host}/a", descriptor_of(data), partial(io.BytesIO, data))
+            begin = time.monotonic()
+            with pytest.raises(RegistryError) as caught:
+                await registry.fetch_blob(f"{host}/a", descriptor_of(data), Deadly())
+            assert time.monotonic() - begin < 10
+    assert caught.value.retryable
 
 
 async def test_warming_up(tokened: tuple[str, FakeRegistry]) -> None:

@@ -39,7 +39,10 @@ def find_registry() -> str | None:
 
 @contextmanager
 def run_registry(folder: Path, **sections: object) -> Generator[str]:
-    """host:port of a registry with these sections in its configuration besides storage and log."""
+    """host:port of a registry with these sections in its configuration besides storage and log.
+
+    A test that wants it to die finds its process id in the file ``pid`` of the folder.
+    """
     binary = find_registry()
     assert binary is not None, "docker-registry is not installed"
     port = _free_port()
@@ -63,6 +66,7 @@ def run_registry(folder: Path, **sections: object) -> Generator[str]:
             start_new_session=True,
             env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
         )
+    (folder / "pid").write_text(str(process.pid))
     try:
         _wait(process, port, log)
         yield f"127.0.0.1:{port}"
