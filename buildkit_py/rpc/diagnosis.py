@@ -27,8 +27,8 @@ _WRONG_NAME = {62, 64}
 
 async def diagnose(address: Address, tls: TLSMaterial | None) -> str | None:
     """Reason why a daemon cannot be reached, or None where nothing is wrong, or too much time passes."""
-    if address.scheme != "tcp":
-        return None
+    if address.scheme == "docker":
+        return None  # the bridge has said what there is to say
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             return await (_diagnose_plain(address) if tls is None else _diagnose_tls(address, tls))
@@ -49,7 +49,7 @@ async def _diagnose_plain(address: Address) -> str | None:
         return None
     if answer.startswith(b"HTTP/1"):
         return "what answers speaks HTTP/1, not gRPC"
-    if answer[:2] == b"\x15\x03" or (not answer and await _speaks_tls(address)):
+    if answer[:2] == b"\x15\x03" or (address.scheme == "tcp" and not answer and await _speaks_tls(address)):
         return "the daemon expects TLS: give the TLS options that it needs (ca, and cert and key)"
     return "what answers does not speak gRPC" if answer else "the connection is closed by the other side"
 
@@ -130,9 +130,12 @@ async def _speaks_tls(address: Address) -> bool:
 async def _connect(
     address: Address, context: ssl.SSLContext | None = None, name: str | None = None
 ) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter], None]:
-    reader, writer = await asyncio.open_connection(
-        address.host, address.port, ssl=context, server_hostname=name if context else None
-    )
+    if address.scheme == "unix":
+        reader, writer = await asyncio.open_unix_connection(address.path)
+    else:
+        reader, writer = await asyncio.open_connection(
+            address.host, address.port, ssl=context, server_hostname=name if context else None
+        )
     try:
         yield reader, writer
     finally:
