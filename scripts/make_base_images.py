@@ -33,31 +33,10 @@ _GO = "usr/lib/go-1.19"
 _GO_SHARE = "usr/share/go-1.19"
 _TOOLS = frozenset({"asm", "compile", "link", "buildid"})  # what go build calls where cgo is off
 # Of the compiled library only what nearly every program imports; go build compiles the rest from source when asked.
-_COMPILED = frozenset(
-    [
-        "bufio",
-        "bytes",
-        "context",
-        "errors",
-        "flag",
-        "fmt",
-        "internal",
-        "io",
-        "log",
-        "math",
-        "os",
-        "path",
-        "reflect",
-        "runtime",
-        "sort",
-        "strconv",
-        "strings",
-        "sync",
-        "syscall",
-        "time",
-        "unicode",
-    ]
-)
+_COMPILED = {
+    *("bufio", "bytes", "context", "errors", "flag", "fmt", "internal", "io", "log", "math", "os", "path"),
+    *("reflect", "runtime", "sort", "strconv", "strings", "sync", "syscall", "time", "unicode"),
+}
 _LIBRARIES = ("ld-linux*", "libc.so.*", "libgcc_s.so.*", "libresolv.so.*", "libpthread.so.*", "libdl.so.*")
 
 _ALPINE = """\

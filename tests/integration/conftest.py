@@ -1,0 +1,89 @@
+"""Real servers for the tests of this folder. Fixtures hand out addresses; a test opens its own client.
+
+Where a server is not to be had the test is skipped, and says why; under BUILDKIT_PY_REQUIRE_DAEMON=1 it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import images, servers
+
+
+@contextmanager
+def _available() -> Generator[None]:
+    """Turn Unavailable into a skip, or into a failure where servers are required."""
+    try:
+        yield
+    except servers.Unavailable as reason:
+        if os.environ.get("BUILDKIT_PY_REQUIRE_DAEMON", "0") not in ("", "0"):
+            pytest.fail(f"BUILDKIT_PY_REQUIRE_DAEMON is set, but: {reason}", pytrace=False)
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def daemon_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A daemon for all tests: the one in $BUILDKIT_HOST, else one of our own."""
+    if named := servers.daemon_host():
+        yield named
+        return
+    with _available(), servers.run_daemon(tmp_path_factory.mktemp("daemon")) as private:
+        yield private.address
+
+
+@pytest.fixture
+def fresh_daemon(tmp_path: Path) -> Iterator[servers.PrivateDaemon]:
+    """A daemon of this test alone, which it may kill."""
+    with _available(), servers.run_daemon(tmp_path) as private:
+        yield private
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Registry]:
+    """A registry for all tests: plain HTTP, no password. Each test uses repositories of its own."""
+    with _available(), servers.run_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def auth_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Registry]:
+    """A registry that wants a password."""
+    with _available(), servers.run_registry(tmp_path_factory.mktemp("auth"), password=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Registry]:
+    """A registry with TLS, signed by an authority that nobody else knows."""
+    with _available(), servers.run_registry(tmp_path_factory.mktemp("tls"), tls=True) as server:
+        yield server
+
+
+@pytest.fixture
+def fresh_registry(tmp_path: Path) -> Iterator[servers.Registry]:
+    """A registry of this test alone, which it may stop."""
+    with _available(), servers.run_registry(tmp_path / "registry") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def emulators() -> None:
+    """This machine's kernel runs programs for all platforms of the tests."""
+    # A daemon named by $BUILDKIT_HOST may be elsewhere; then this machine's kernel says nothing.
+    if servers.daemon_host() is None and (absent := servers.missing_emulators()):
+        with _available():
+            raise servers.Unavailable(f"no emulator {', '.join(absent)} (make servers)")
+
+
+@pytest.fixture(scope="session")
+def base_images(emulators: None, daemon_address: str, registry: servers.Registry) -> dict[str, str]:
+    """Stand-ins for golang:alpine and alpine, as build contexts by those names."""
+    with _available():
+        images.rootfs()
+    return asyncio.run(images.push_base_images(daemon_address, registry.host))
