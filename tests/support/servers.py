@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,8 +121,13 @@ def run_daemon(folder: Path) -> Generator[PrivateDaemon]:
 
 
 @contextmanager
-def run_registry(folder: Path, *, password: bool = False, tls: bool = False) -> Generator[Registry]:
-    """A registry with its data below folder; Unavailable where there is no docker-registry."""
+def run_registry(
+    folder: Path, *, password: bool = False, tls: bool = False, token: Mapping[str, str] | None = None
+) -> Generator[Registry]:
+    """A registry with its data below folder; Unavailable where there is no docker-registry.
+
+    token holds the settings of authentication by a token server.
+    """
     binary = find_registry()
     if binary is None:
         raise Unavailable("no docker-registry found (make servers, or apt-get install docker-registry)")
@@ -135,6 +140,8 @@ def run_registry(folder: Path, *, password: bool = False, tls: bool = False) -> 
     if password:
         (folder / "htpasswd").write_text(_HTPASSWD)
         auth = {"auth": {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}}
+    if token is not None:
+        auth = {"auth": {"token": dict(token)}}
     config = {
         "version": "0.1",
         "log": {"level": "info", "accesslog": {"disabled": True}},  # info: the port is told at that level
