@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,16 +18,10 @@ from buildkit_py.digest import Digest
 from buildkit_py.errors import InvalidDigest, NotFound, RegistryError, Unauthorized
 from buildkit_py.oci import Descriptor
 from buildkit_py.registry import Credentials, HostConfig, Registry, RegistryConfig, StaticCredentials
+from tests.support import servers
 from tests.support.fake_registry import FakeRegistry
-from tests.support.registry_server import (
-    PASSWORD,
-    USERNAME,
-    find_registry,
-    run_password_registry,
-    run_registry,
-    run_tls_registry,
-    run_token_registry,
-)
+from tests.support.servers import PASSWORD, USERNAME
+from tests.support.token_server import run_token_registry
 
 pytestmark = pytest.mark.daemon
 
@@ -38,37 +31,21 @@ KNOWN = Credentials(USERNAME, PASSWORD)
 NOBODY = StaticCredentials({})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _needs_the_program() -> None:
-    if find_registry() is not None:
-        return
-    if os.environ.get("BUILDKIT_PY_REQUIRE_DAEMON") == "1":
-        pytest.fail("docker-registry is not installed, and BUILDKIT_PY_REQUIRE_DAEMON=1 asks for it")
-    pytest.skip("docker-registry is not installed")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with run_registry(tmp_path_factory.mktemp("plain")) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with run_password_registry(tmp_path_factory.mktemp("guarded")) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, bytes]]:
-    with run_tls_registry(tmp_path_factory.mktemp("secure")) as found:
-        yield found
+@pytest.fixture
+def plain(registry: servers.Registry) -> str:
+    return registry.host
 
 
 @pytest.fixture
-def tokened(tmp_path: Path) -> Iterator[tuple[str, FakeRegistry]]:
-    with run_token_registry(tmp_path) as found:
-        yield found
+def guarded(auth_registry: servers.Registry) -> str:
+    return auth_registry.host
+
+
+@pytest.fixture
+def tokened(tmp_path: Path, registry: servers.Registry) -> Iterator[tuple[str, FakeRegistry]]:
+    """Asks for the plain one as well, which skips where there is no registry at all."""
+    with run_token_registry(tmp_path) as (server, tokens):
+        yield server.host, tokens
 
 
 def descriptor_of(data: bytes, media_type: str = "application/octet-stream") -> Descriptor:
@@ -210,11 +187,11 @@ async def test_password_from_the_settings(guarded: str) -> None:
         await push_image(registry, f"{guarded}/b", "x")
 
 
-async def test_tls(secure: tuple[str, bytes], tmp_path: Path) -> None:
+async def test_tls(tls_registry: servers.Registry) -> None:
     """By a CA as bytes and as a file, and without looking; a stranger's certificate is refused, and not again."""
-    host, ca = secure
-    (tmp_path / "ca.pem").write_bytes(ca)
-    for settings in (HostConfig(ca=ca), HostConfig(ca=tmp_path / "ca.pem"), HostConfig(skip_verify=True)):
+    host, ca = tls_registry.host, tls_registry.ca
+    assert ca is not None
+    for settings in (HostConfig(ca=ca.read_bytes()), HostConfig(ca=ca), HostConfig(skip_verify=True)):
         async with Registry(credentials=NOBODY, config=RegistryConfig(hosts={host: settings})) as registry:
             await push_image(registry, f"{host}/a", "x")
     config = RegistryConfig(hosts={host: HostConfig(plain_http=False)})
@@ -264,7 +241,7 @@ async def test_tokens(tokened: tuple[str, FakeRegistry]) -> None:
     assert all(request.authorization is None for request in tokens.requests)
 
 
-async def test_a_registry_that_dies_during_a_push(tmp_path: Path) -> None:
+async def test_a_registry_that_dies_during_a_push(fresh_registry: servers.Registry) -> None:
     """A typed error that says it may work later, within seconds; the content is closed."""
     data = os.urandom(1 << 20) * 32
     opened: list[io.BytesIO] = []
@@ -272,38 +249,38 @@ async def test_a_registry_that_dies_during_a_push(tmp_path: Path) -> None:
     class Deadly(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             if self.tell() == 8 << 20:
-                os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+                fresh_registry.kill()
             return super().read(size)
 
     def open_content() -> io.BytesIO:
         opened.append(Deadly(data))
         return opened[-1]
 
-    with run_registry(tmp_path) as host:
-        async with Registry(credentials=NOBODY) as registry:
-            begin = time.monotonic()
-            with pytest.raises(RegistryError) as caught:
-                await registry.push_blob(f"{host}/a", descriptor_of(data), open_content)
-            assert time.monotonic() - begin < 10
+    host = fresh_registry.host
+    async with Registry(credentials=NOBODY) as registry:
+        begin = time.monotonic()
+        with pytest.raises(RegistryError) as caught:
+            await registry.push_blob(f"{host}/a", descriptor_of(data), open_content)
+        assert time.monotonic() - begin < 10
     assert caught.value.retryable
     assert [file.closed for file in opened] == [True]
 
 
-async def test_a_registry_that_dies_during_a_pull(tmp_path: Path) -> None:
+async def test_a_registry_that_dies_during_a_pull(fresh_registry: servers.Registry) -> None:
     data = os.urandom(1 << 20) * 64
 
     class Deadly(io.BytesIO):
         def write(self, data: object, /) -> int:
-            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            fresh_registry.kill()
             return super().write(data)  # type: ignore[arg-type]
 
-    with run_registry(tmp_path) as host:
-        async with Registry(credentials=NOBODY) as registry:
-            await registry.push_blob(f"{host}/a", descriptor_of(data), partial(io.BytesIO, data))
-            begin = time.monotonic()
-            with pytest.raises(RegistryError) as caught:
-                await registry.fetch_blob(f"{host}/a", descriptor_of(data), Deadly())
-            assert time.monotonic() - begin < 10
+    host = fresh_registry.host
+    async with Registry(credentials=NOBODY) as registry:
+        await registry.push_blob(f"{host}/a", descriptor_of(data), partial(io.BytesIO, data))
+        begin = time.monotonic()
+        with pytest.raises(RegistryError) as caught:
+            await registry.fetch_blob(f"{host}/a", descriptor_of(data), Deadly())
+        assert time.monotonic() - begin < 10
     assert caught.value.retryable
 
 
