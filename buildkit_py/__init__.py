@@ -7,6 +7,7 @@ from buildkit_py.client import Client, SolveRequest, SolveResult, connect
 from buildkit_py.digest import Digest
 from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.platforms import Platform
+from buildkit_py.progress import StatusUpdate
 from buildkit_py.reference import Reference
 from buildkit_py.rpc import TLSConfig
 from buildkit_py.run import RunRequest, RunResult, run
@@ -30,5 +31,6 @@ __all__ = [
     "Platform",
     "Reference",
     "Digest",
+    "StatusUpdate",
     "TLSConfig",
 ]
