@@ -37,6 +37,7 @@ _RUNTIME = Path("/run/buildkit-py")
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
 _KILL_SECONDS = 10.0
+_CGROUP_SECONDS = 3.0
 _LOG_TAIL_BYTES = 4096
 _LOG_TAIL_LINES = 12
 # What a daemon needs besides itself, in the words of what to install.
@@ -108,7 +109,7 @@ class _Record:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """Where one daemon's things are; all names follow from its state directory."""
 
     state: Path
@@ -116,7 +117,7 @@ class _Layout:
     """Name of its bridge and cgroup; 15 characters, the most that an interface's name may have."""
 
     @classmethod
-    def of(cls, state_dir: Path | None) -> _Layout:
+    def of(cls, state_dir: Path | None) -> Layout:
         state = (state_dir or default_state_dir()).expanduser().resolve()
         return cls(state, "bkpy-" + hashlib.sha256(os.fsencode(state)).hexdigest()[:10])
 
@@ -184,7 +185,7 @@ async def start(options: DaemonOptions | None = None) -> DaemonStatus:
     for registry in options.insecure_registries:
         _check_registry(registry, options.kind)
     _require_root()
-    layout = _Layout.of(options.state_dir)
+    layout = Layout.of(options.state_dir)
     _make_private(layout.state)
     async with _locked(layout, options.timeout):
         record = _read_record(layout)
@@ -208,7 +209,7 @@ async def start(options: DaemonOptions | None = None) -> DaemonStatus:
 
 async def status(state_dir: Path | None = None) -> DaemonStatus:
     """What is known of the daemon with this state directory, without asking it."""
-    return _status(_Layout.of(state_dir))
+    return _status(Layout.of(state_dir))
 
 
 async def stop(state_dir: Path | None = None, *, timeout: float = 10.0, remove: bool = False) -> DaemonStatus:
@@ -217,7 +218,7 @@ async def stop(state_dir: Path | None = None, *, timeout: float = 10.0, remove: 
     It is asked first and killed after timeout seconds: a build that runs is no reason to wait for ever. What an
     earlier, killed daemon left behind is cleared too. Not an error when none runs.
     """
-    layout = _Layout.of(state_dir)
+    layout = Layout.of(state_dir)
     if layout.state.exists():
         _require_root()
         async with _locked(layout, timeout + _KILL_SECONDS):
@@ -227,7 +228,7 @@ async def stop(state_dir: Path | None = None, *, timeout: float = 10.0, remove: 
     return _status(layout)
 
 
-async def _launch(layout: _Layout, options: DaemonOptions, kind: DaemonKind, binary: Path, path: str) -> _Record:
+async def _launch(layout: Layout, options: DaemonOptions, kind: DaemonKind, binary: Path, path: str) -> _Record:
     """Start the process and write down that it runs."""
     code, version = await run([str(binary), "--version"])
     if code:
@@ -264,7 +265,7 @@ async def _launch(layout: _Layout, options: DaemonOptions, kind: DaemonKind, bin
     return record
 
 
-def dockerd_config(layout: _Layout, insecure_registries: tuple[str, ...]) -> str:
+def dockerd_config(layout: Layout, insecure_registries: tuple[str, ...]) -> str:
     """Text of dockerd's configuration file."""
     return json.dumps(
         {
@@ -289,7 +290,7 @@ def dockerd_config(layout: _Layout, insecure_registries: tuple[str, ...]) -> str
     )
 
 
-def buildkitd_config(layout: _Layout, insecure_registries: tuple[str, ...]) -> str:
+def buildkitd_config(layout: Layout, insecure_registries: tuple[str, ...]) -> str:
     """Text of buildkitd's configuration file. A JSON string is a TOML basic string too."""
     socket = f"unix://{layout.socket('buildkitd')}"
     lines = [
@@ -308,7 +309,7 @@ def buildkitd_config(layout: _Layout, insecure_registries: tuple[str, ...]) -> s
     return "\n".join(lines) + "\n"
 
 
-async def _answering(record: _Record, layout: _Layout, timeout: float) -> None:
+async def _answering(record: _Record, layout: Layout, timeout: float) -> None:
     """Wait until the daemon answers on its socket."""
     socket = str(layout.socket(record.kind))
     answers = _docker_answers if record.kind == "dockerd" else _http2_answers
@@ -353,7 +354,7 @@ async def _exchange(socket: str, request: bytes, size: int) -> bytes:
             writer.close()
 
 
-async def _end(layout: _Layout, path: str, *, grace: float) -> None:
+async def _end(layout: Layout, path: str, *, grace: float) -> None:
     """End the daemon, asking first when there is a grace period, and clear what it leaves."""
     record = _read_record(layout)
     if record is not None and grace > 0 and record.process.alive():
@@ -363,7 +364,7 @@ async def _end(layout: _Layout, path: str, *, grace: float) -> None:
     await _clear(layout, path)
 
 
-async def _clear(layout: _Layout, path: str) -> None:
+async def _clear(layout: Layout, path: str) -> None:
     """Remove processes, mounts and network of a daemon; its data and log stay."""
     if not await kill_marked(layout.tag, _KILL_SECONDS):
         raise DeadlineExceeded(f"processes of the daemon in {layout.state} do not end, killed though they are")
@@ -375,7 +376,7 @@ async def _clear(layout: _Layout, path: str) -> None:
         network.remove_bridge(layout.tag)
     except OSError as error:
         raise BuildKitError(f"cannot remove the bridge {layout.tag}: {error.strerror}") from error
-    remove_cgroups(layout.tag)
+    await remove_cgroups(layout.tag, _CGROUP_SECONDS)
     forget_containers(layout.state)
     if layout.runtime.exists():
         shutil.rmtree(layout.runtime)
@@ -383,17 +384,13 @@ async def _clear(layout: _Layout, path: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _locked(layout: _Layout, timeout: float) -> AsyncGenerator[None]:
+async def _locked(layout: Layout, timeout: float) -> AsyncGenerator[None]:
     """Exclude other starts and stops of the same daemon, in this process and in others."""
-    with (layout.state / "lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    try:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        await asyncio.sleep(_POLL_SECONDS)
+                while not _lock(layout.state / "lock", stack):  # noqa: ASYNC110  # the holder may be another process
+                    await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"{layout.state} is being started or stopped by another process for {timeout:g} seconds"
@@ -401,7 +398,22 @@ async def _locked(layout: _Layout, timeout: float) -> AsyncGenerator[None]:
         yield
 
 
-def _status(layout: _Layout) -> DaemonStatus:
+def _lock(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Whether the lock was taken; the stack releases it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as attempt:
+        lock = attempt.enter_context(path.open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_ino != path.stat().st_ino:
+                return False  # another stop removed the directory with the lock meanwhile
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        stack.push(attempt.pop_all())
+    return True
+
+
+def _status(layout: Layout) -> DaemonStatus:
     stopped = DaemonStatus(running=False, state_dir=layout.state, log=layout.log)
     record = _read_record(layout)
     if record is None or not record.process.alive():
@@ -416,7 +428,7 @@ def _status(layout: _Layout) -> DaemonStatus:
     )
 
 
-def _read_record(layout: _Layout) -> _Record | None:
+def _read_record(layout: Layout) -> _Record | None:
     """The record; None when there is none, or when it is of no use."""
     try:
         values: object = json.loads(layout.record.read_bytes())
@@ -435,13 +447,13 @@ def _read_record(layout: _Layout) -> _Record | None:
     return _Record(pid, started, kind, address, version, names)
 
 
-def _write_record(layout: _Layout, record: _Record) -> None:
+def _write_record(layout: Layout, record: _Record) -> None:
     fresh = layout.record.with_suffix(".new")
     fresh.write_text(json.dumps(asdict(record)))
     fresh.replace(layout.record)
 
 
-def _check_same(record: _Record, options: DaemonOptions, layout: _Layout) -> None:
+def _check_same(record: _Record, options: DaemonOptions, layout: Layout) -> None:
     """Raise InvalidOption when the running daemon is not what was asked for."""
     if options.kind not in ("auto", record.kind):
         raise InvalidOption(
@@ -504,11 +516,11 @@ def _search_path(options: DaemonOptions) -> str:
     return os.pathsep.join(dict.fromkeys([*own, *(entry for entry in system if entry.startswith("/"))]))
 
 
-def _ended(layout: _Layout, kind: str) -> ConnectFailed:
+def _ended(layout: Layout, kind: str) -> ConnectFailed:
     return ConnectFailed(f"{kind} ended before it answered; {_log_tail(layout)}")
 
 
-def _log_tail(layout: _Layout) -> str:
+def _log_tail(layout: Layout) -> str:
     """Where the log is, and its last lines."""
     try:
         with layout.log.open("rb") as log:

@@ -150,15 +150,27 @@ def unmount_below(*roots: Path) -> list[Path]:
     return mounts_below(*roots)
 
 
-def remove_cgroups(tag: str) -> None:
-    """Remove the emptied control groups that carry the tag, in every hierarchy."""
+async def remove_cgroups(tag: str, seconds: float) -> None:
+    """Remove the control groups that carry the tag, in every hierarchy; what stays busy for so long is left."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            # A group is busy until the last of its dead has been reaped by init.
+            while _remove_cgroups(tag):  # noqa: ASYNC110  # the kernel tells nobody
+                await asyncio.sleep(_POLL_SECONDS)
+
+
+def _remove_cgroups(tag: str) -> bool:
+    """Whether some are left."""
+    left = False
     for line in (_PROC / "self/mountinfo").read_text(errors="replace").splitlines():
-        left, _, right = line.partition(" - ")
-        if right.split(" ")[0] in {"cgroup", "cgroup2"}:
-            root = Path(left.split(" ")[4]) / tag
+        before, _, after = line.partition(" - ")
+        if after.split(" ")[0] in {"cgroup", "cgroup2"}:
+            root = Path(before.split(" ")[4]) / tag
             for folder, _, _ in os.walk(root, topdown=False):
                 with contextlib.suppress(OSError):
                     Path(folder).rmdir()
+            left = left or root.exists()
+    return left
 
 
 def forget_containers(root: Path) -> None:

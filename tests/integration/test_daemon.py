@@ -1,0 +1,203 @@
+"""Private daemons: started, found again, stopped, and nothing of them left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from buildkit_py import BuildRequest, build, connect, daemon
+from buildkit_py.daemon import DaemonOptions
+from buildkit_py.daemon.launch import Layout
+from buildkit_py.daemon.processes import marked, mounts_below
+from buildkit_py.errors import BuildKitError, ConnectFailed, DeadlineExceeded, InvalidOption
+from tests.support.images import rootfs
+from tests.support.peers import prefix
+from tests.support.servers import PrivateDaemon
+
+pytestmark = pytest.mark.daemon
+
+
+def leftovers(state_dir: Path) -> list[str]:
+    """Processes, mounts, interfaces, firewall rules, cgroups and runtime files of the daemon."""
+    layout = Layout.of(state_dir)
+    found = [f"process {pid}" for pid in marked(layout.tag)]
+    found += [f"mount {path}" for path in mounts_below(layout.state, layout.runtime)]
+    found += [f"interface {name}" for _, name in socket.if_nameindex() if name == layout.tag]
+    if iptables := shutil.which("iptables", path="/usr/sbin:/sbin"):
+        for table in ("nat", "filter"):
+            listing = subprocess.run([iptables, "-w", "5", "-t", table, "-S"], capture_output=True, text=True)
+            found += [f"rule {line}" for line in listing.stdout.splitlines() if layout.tag in line]
+    found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/{layout.tag}")]
+    found += [f"directory {layout.runtime}"] if layout.runtime.exists() else []
+    for state in Path("/run/runc").glob("*/state.json"):
+        if str(layout.state) in state.read_text():
+            found.append(f"container {state}")
+    return found
+
+
+async def run_forever(address: str, folder: Path) -> None:
+    """Build something whose RUN does not end."""
+    context = folder / "forever"
+    context.mkdir()
+    shutil.copytree(rootfs()["alpine"], context, symlinks=True, dirs_exist_ok=True)
+    with (context / "Dockerfile").open("a") as dockerfile:
+        dockerfile.write("RUN sleep 300\n")
+    async with connect(address) as client:
+        await build(client, BuildRequest(context=context))
+
+
+async def container_of(state_dir: Path) -> int:
+    """Id of the process that a RUN of the daemon runs."""
+    layout = Layout.of(state_dir)
+    async with asyncio.timeout(30):
+        while True:
+            for pid in marked(layout.tag):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\x00300"):
+                    return pid
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def state_dir(tmp_path: Path, fresh_daemon: PrivateDaemon) -> AsyncIterator[Path]:
+    """Where a test may start a daemon of its own; there is one to start, or the test would be skipped."""
+    folder = tmp_path / "own"
+    yield folder
+    await daemon.stop(folder, timeout=2, remove=True)
+
+
+async def test_starting_again_changes_nothing(fresh_daemon: PrivateDaemon) -> None:
+    before = await daemon.status(fresh_daemon.state_dir)
+    assert before.running
+    assert before.address == fresh_daemon.address
+    assert before.version
+    assert await daemon.start(fresh_daemon.options) == before
+
+
+async def test_a_running_daemon_is_not_taken_for_another(fresh_daemon: PrivateDaemon) -> None:
+    """Other settings than the daemon has are an error, not silently ignored."""
+    other = DaemonOptions(
+        state_dir=fresh_daemon.state_dir, prefix=prefix(), insecure_registries=("registry.test:5000",)
+    )
+    with pytest.raises(InvalidOption, match=r"registry\.test:5000"):
+        await daemon.start(other)
+
+
+async def test_two_daemons_run_side_by_side(fresh_daemon: PrivateDaemon, daemon_address: str, scratch: Path) -> None:
+    """Neither disturbs the other: both build."""
+    for address in (fresh_daemon.address, daemon_address):
+        async with connect(address) as client:
+            result = await build(client, BuildRequest(context=scratch))
+        assert len(result.platforms) == 1
+
+
+async def test_stop_leaves_the_data_and_nothing_else(fresh_daemon: PrivateDaemon, scratch: Path) -> None:
+    """The next start finds the cache."""
+    async with connect(fresh_daemon.address) as client:
+        await build(client, BuildRequest(context=scratch))
+
+    stopped = await daemon.stop(fresh_daemon.state_dir)
+    assert not stopped.running
+    assert leftovers(fresh_daemon.state_dir) == []
+    assert not (await daemon.status(fresh_daemon.state_dir)).running
+
+    await fresh_daemon.restart()
+    async with connect(fresh_daemon.address) as client:
+        result = await build(client, BuildRequest(context=scratch))
+    assert result.platforms[0].cached > 0
+
+
+async def test_stop_during_a_run_step_is_bounded(fresh_daemon: PrivateDaemon, tmp_path: Path) -> None:
+    """A step that never ends does not hold up stop, and its container goes too."""
+    building = asyncio.create_task(run_forever(fresh_daemon.address, tmp_path))
+    await container_of(fresh_daemon.state_dir)
+    async with asyncio.timeout(20):
+        await daemon.stop(fresh_daemon.state_dir, timeout=3)
+        with pytest.raises(BuildKitError):
+            await building
+    assert leftovers(fresh_daemon.state_dir) == []
+
+
+async def test_what_a_killed_daemon_leaves_is_cleared_by_the_next_start(
+    fresh_daemon: PrivateDaemon, tmp_path: Path
+) -> None:
+    """Its container survives it; the next start ends that, and works."""
+    building = asyncio.create_task(run_forever(fresh_daemon.address, tmp_path))
+    container = await container_of(fresh_daemon.state_dir)
+    fresh_daemon.kill()
+    async with asyncio.timeout(20):
+        with pytest.raises(BuildKitError):
+            await building
+    assert not (await daemon.status(fresh_daemon.state_dir)).running
+    assert Path(f"/proc/{container}").exists()
+
+    await fresh_daemon.restart()
+    assert container not in set(marked(Layout.of(fresh_daemon.state_dir).tag))
+    async with connect(fresh_daemon.address) as client:
+        assert await client.workers()
+
+
+async def test_remove_deletes_everything(state_dir: Path) -> None:
+    await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix()))
+    await daemon.stop(state_dir, remove=True)
+    assert not state_dir.exists()
+    assert leftovers(state_dir) == []
+
+
+async def test_a_daemon_that_ends_at_once_shows_its_log(state_dir: Path) -> None:
+    """The error has the daemon's own words."""
+    kind, _ = daemon.find_daemon(DaemonOptions(prefix=prefix()))
+    wrong = "--log-level=nonesuch" if kind == "dockerd" else "--oci-worker-snapshotter=nonesuch"
+    options = DaemonOptions(state_dir=state_dir, prefix=prefix(), arguments=(wrong,))
+    with pytest.raises(ConnectFailed, match=r"ended before it answered(?s:.*)nonesuch"):
+        await daemon.start(options)
+    assert leftovers(state_dir) == []
+
+
+async def test_a_daemon_that_does_not_answer_in_time_is_ended(state_dir: Path) -> None:
+    with pytest.raises(DeadlineExceeded, match=r"did not answer .* within 0\.001 seconds"):
+        await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix(), timeout=0.001))
+    assert leftovers(state_dir) == []
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(state_dir: Path) -> None:
+    starting = asyncio.create_task(daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix())))
+    layout = Layout.of(state_dir)
+    async with asyncio.timeout(20):
+        while not any(marked(layout.tag)):
+            await asyncio.sleep(0.005)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert leftovers(state_dir) == []
+
+
+async def test_two_starts_at_once_make_one_daemon(state_dir: Path) -> None:
+    options = DaemonOptions(state_dir=state_dir, prefix=prefix())
+    first, second = await asyncio.gather(daemon.start(options), daemon.start(options))
+    assert first == second
+
+
+async def test_the_id_of_a_dead_daemon_may_be_anybodys(state_dir: Path) -> None:
+    """A record that names a living process of others is not believed, and the process not touched."""
+    started = await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix()))
+    assert started.pid is not None
+    record = state_dir / "daemon.json"
+    text = record.read_text()
+    await daemon.stop(state_dir)
+    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        record.write_text(text.replace(f'"pid": {started.pid}', f'"pid": {bystander.pid}'))
+        assert not (await daemon.status(state_dir)).running
+        await daemon.stop(state_dir)
+        assert bystander.poll() is None
+    finally:
+        os.killpg(bystander.pid, signal.SIGKILL)
+        bystander.wait()

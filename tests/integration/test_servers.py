@@ -1,0 +1,70 @@
+"""The servers that the other tests rely on are what they seem to be."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.support.images import PLATFORMS, rootfs
+from tests.support.servers import Registry
+
+pytestmark = pytest.mark.daemon
+
+
+def get(registry: Registry, *, login: bool = False) -> int:
+    """Status of GET /v2/."""
+    request = urllib.request.Request(f"{registry.url}/v2/")
+    if login:
+        pair = f"{registry.username}:{registry.password}".encode()
+        request.add_header("Authorization", f"Basic {base64.b64encode(pair).decode()}")
+    context = ssl.create_default_context(cafile=str(registry.ca)) if registry.ca else None
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=context) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_plain_registry_answers(registry: Registry) -> None:
+    assert get(registry) == 200
+
+
+def test_registry_with_password_wants_it(auth_registry: Registry) -> None:
+    """Without it the answer is 401, with it 200: the stored hash is of that password."""
+    assert get(auth_registry) == 401
+    assert get(auth_registry, login=True) == 200
+
+
+def test_registry_with_tls_is_trusted_through_its_own_authority_alone(tls_registry: Registry) -> None:
+    assert get(tls_registry) == 200
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(f"{tls_registry.url}/v2/", timeout=10)
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_registry_that_was_ended_is_gone(fresh_registry: Registry, end: str) -> None:
+    """Both ways, and twice: a test may end it before the fixture does."""
+    assert get(fresh_registry) == 200
+    for _ in range(2):
+        getattr(fresh_registry, end)()
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        get(fresh_registry)
+
+
+def test_base_images_have_a_tree_for_each_platform(emulators: None) -> None:
+    """A context for each name in FROM, with a shell and go for every platform and sources for all."""
+    contexts = rootfs()
+    assert set(contexts) == {"alpine", "golang:alpine"}
+    trees = [f"rootfs/{platform.split('/')[1]}" for platform in PLATFORMS]
+    for tree in (context / tree for context in contexts.values() for tree in trees):
+        assert (tree / "bin" / "busybox").stat().st_mode & 0o111
+        assert (tree / "bin" / "sh").is_symlink()
+        assert (tree / "tmp").stat().st_mode & 0o7777 == 0o1777
+    for tree in (contexts["golang:alpine"] / tree for tree in trees):
+        assert (tree / "usr/lib/go-1.19/bin/go").stat().st_mode & 0o111
+    assert (contexts["golang:alpine"] / "common/usr/share/go-1.19/src/fmt/print.go").is_file()
