@@ -52,6 +52,8 @@ _METADATA_PREFIX = "exporter-md-"
 
 QUEUED_BYTES = 4 << 20
 """Received and not yet written, for each call; the daemon waits when it is more."""
+WRITE_BYTES = 1 << 20
+"""Of a stream, written in one go."""
 MAX_OPEN_REQUESTS = 128
 """Files asked for and not complete, for each call. Each may hold a descriptor; daemons send four at once."""
 MAX_WARNINGS = 100
@@ -200,9 +202,12 @@ class _Inbox:
         self._ended = True
         self._changed.set()
 
-    async def take(self) -> list[bytes]:
-        """Everything fetched so far, at least one message; nothing once the daemon has half-closed."""
-        while not self._messages and not self._ended:
+    async def take(self, at_least: int = 1) -> list[bytes]:
+        """Everything fetched so far, at least so many bytes unless the daemon has half-closed.
+
+        Nothing once it has half-closed and everything is taken.
+        """
+        while self._size < at_least and not self._ended and (at_least > 1 or not self._messages):
             await self._wait()
         messages = list(self._messages)
         self._messages.clear()
@@ -224,8 +229,8 @@ async def _receive_stream(call: Call, target: StreamTarget) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(inbox.fetch())
-            while messages := await inbox.take():
-                # Most messages hold 32 KiB; one write for all that came meanwhile.
+            # Messages hold 4 to 32 KiB, and nobody waits for them one by one.
+            while messages := await inbox.take(WRITE_BYTES):
                 await sink.write(b"".join(map(decode_bytes_message, messages)))
         await sink.close()
     except BaseExceptionGroup as group:
@@ -634,7 +639,6 @@ class DirectoryWriter:
         try:
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except (IsADirectoryError, FileExistsError):
-            self._opened().forget(path)
             shutil.rmtree(name, dir_fd=parent)
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
 

@@ -163,7 +163,7 @@ class LocalDir:
         return f"LocalDir({str(self.path)!r})"
 
     def tree(self) -> Tree:
-        return DiskTree(self.path)
+        return DiskTree(self._root)
 
     def reader(self) -> Reader:
         return _DiskReader(self._root)

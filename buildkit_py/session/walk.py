@@ -424,9 +424,9 @@ _CACHED_DIRECTORIES = 16
 class DiskTree:
     """A directory of the disk. Its own path may lead through symlinks; below, none is followed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | bytes) -> None:
         """Raises OSError unless root is a directory."""
-        self.root = os.fsencode(os.path.realpath(root, strict=True))
+        self.root = os.path.realpath(os.fsencode(root), strict=True)
         if not _stat.S_ISDIR(os.stat(self.root).st_mode):  # noqa: PTH116 - bytes
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(self.root))
         self._base = self.root.rstrip(b"/") + b"/"
@@ -535,11 +535,6 @@ class DirectoryHandles:
             if len(self._handles) > _CACHED_DIRECTORIES:
                 os.close(self._handles.pop(next(iter(self._handles))))
         return fd
-
-    def forget(self, path: bytes) -> None:
-        """A directory and all below it are going away."""
-        for known in [key for key in self._handles if key == path or key.startswith(path + b"/")]:
-            os.close(self._handles.pop(known))
 
     def close(self) -> None:
         """Closes all; the object cannot be used afterwards."""

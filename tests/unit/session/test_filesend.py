@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from buildkit_py.session.attachable import CallError, Code
 from buildkit_py.session.filesend import (
     DIFF_COPY,
     DirectoryTarget,
+    DirectoryWriter,
     ExportError,
     FileSend,
     FileTarget,
@@ -41,7 +44,7 @@ from buildkit_py.session.fsutil import (
     encode_error,
     end_of_file,
 )
-from tests.support.calls import MemoryCall, call_pair
+from tests.support.calls import HIGH_WATER, MemoryCall, call_pair
 from tests.unit.session.test_walk import TREES, listing, make_tree
 
 ROOT = os.geteuid() == 0
@@ -133,7 +136,7 @@ async def test_an_aborted_file_leaves_what_was_there(tmp_path: Path) -> None:
 async def test_a_broken_stream_leaves_nothing(tmp_path: Path, end: str) -> None:
     target = FileTarget(tmp_path / "out.tar")
     serving, peer = begin({0: target})
-    await peer.send(encode_bytes_message(b"x" * 100))
+    await peer.send(encode_bytes_message(b"x" * filesend.WRITE_BYTES))
     while target.bytes == 0:
         await asyncio.sleep(0)
     if end == "cancel":
@@ -146,6 +149,7 @@ async def test_a_broken_stream_leaves_nothing(tmp_path: Path, end: str) -> None:
             await serving
     else:
         await peer.send(b"\x0a\xff")
+        peer.end()
         with pytest.raises(ProtocolError):
             await serving
     assert os.listdir(tmp_path) == []
@@ -214,10 +218,46 @@ async def test_a_target_of_its_own_kind_gets_the_stream() -> None:
     assert (target.calls, target.data) == (["open {'image.name': 'x'}", "close"], b"abc")
 
 
+class Slow(Recorder):
+    """Takes nothing until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def write(self, chunk: bytes) -> None:
+        await self.go_on.wait()
+        await super().write(chunk)
+
+
+async def test_a_slow_target_holds_the_daemon_back() -> None:
+    """Memory is bounded, whatever the speed of either side."""
+    target = Slow()
+    serving, peer = begin({0: target})
+    total, sent = 40, 0
+
+    async def send() -> None:
+        nonlocal sent
+        for _ in range(total):
+            await peer.send(encode_bytes_message(bytes(1 << 20)))
+            sent += 1
+        peer.end()
+
+    sending = asyncio.ensure_future(send())
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    on_the_way = filesend.QUEUED_BYTES + filesend.WRITE_BYTES + HIGH_WATER
+    assert sent <= (on_the_way >> 20) + 2 < total
+    target.go_on.set()
+    await sending
+    await serving
+    assert len(target.data) == total << 20
+
+
 async def test_a_full_disk_is_reported_to_the_daemon() -> None:
     target = Recorder(fail=True)
     serving, peer = begin({0: target})
-    await peer.send(encode_bytes_message(b"abc"))
+    await peer.send(encode_bytes_message(bytes(filesend.WRITE_BYTES)))
     with pytest.raises(CallError, match="cannot write 'here': No space left on device"):
         await serving
     assert target.calls[-1] == "abort"
@@ -507,6 +547,28 @@ async def test_devices_are_left_out_where_they_cannot_be_made(tmp_path: Path, mo
         "'null' was left out",
         "'null2' was left out",
     ]
+
+
+@pytest.mark.skipif(not ROOT, reason="gives up root's rights, which ignore modes")
+def test_read_only_directories_do_not_stop_an_ordinary_user() -> None:
+    """Modes are set at the end, from the inside out; a second export into them works as well."""
+    root = Path(tempfile.mkdtemp(prefix="export-"))
+    try:
+        os.chown(root, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            for content in (b"first", b"second"):
+                writer = DirectoryWriter(DirectoryTarget(root))
+                listed = [file(b"a", MODE_DIR | 0o400), file(b"a/b", MODE_DIR), file(b"a/b/f", 0o000)]
+                writer.process([*(entry.encode() for entry in listed), END_OF_LISTING])
+                assert writer.process([data(2, content), end_of_file(2)]) == [FIN]
+                assert writer.written
+        finally:
+            os.seteuid(0)
+        assert [stat.S_IMODE((root / name).stat().st_mode) for name in ("a", "a/b", "a/b/f")] == [0o400, 0, 0]
+        assert (root / "a" / "b" / "f").read_bytes() == b"second"
+    finally:
+        shutil.rmtree(root)
 
 
 async def test_delete_needs_one_stream_for_all_platforms(tmp_path: Path) -> None:
