@@ -26,8 +26,10 @@ from buildkit_py.session.filesync import (
     read_filters,
 )
 from buildkit_py.session.fsutil import FIN, PacketType, Stat, decode_packet, encode_error, encode_request
-from buildkit_py.session.walk import MemoryTree
+from buildkit_py.session.grpc_server import GrpcServer
+from buildkit_py.session.walk import FileOpener, MemoryTree
 from tests.support.calls import call_pair
+from tests.support.h2peer import memory_pair, open_peer
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -290,6 +292,21 @@ async def test_files_that_grow_or_shrink_are_sent_as_they_are(tmp_path: Path) ->
     await daemon.finish()
 
 
+async def test_a_file_that_grows_while_it_is_read_is_sent_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(CHUNK_BYTES + 100)
+    (tmp_path / "f").write_bytes(content)
+    (tmp_path / "g").write_bytes(b"next")
+    real = FileOpener.open
+
+    def earlier(opener: FileOpener, path: bytes) -> tuple[int, int]:
+        return real(opener, path)[0], 4
+
+    monkeypatch.setattr(FileOpener, "open", earlier)
+    assert await transfer(LocalDir(tmp_path)) == {b"f": content, b"g": b"next"}
+
+
 @pytest.mark.parametrize("request_id", [0, 2, 77])
 async def test_requests_for_what_has_no_content_end_the_call(tmp_path: Path, request_id: int) -> None:
     (tmp_path / "d").mkdir()
@@ -429,3 +446,41 @@ def test_only_directories_can_be_served(tmp_path: Path) -> None:
     for path, reason in [("f", "Not a directory"), ("none", "No such file"), ("a\0b", "null")]:
         with pytest.raises(InvalidOption, match=reason):
             LocalDir(tmp_path / path)
+
+
+async def test_a_transfer_through_the_session_server(tmp_path: Path) -> None:
+    """The same handler behind real HTTP/2: windows, frames and trailers."""
+    big = os.urandom(3 << 20)
+    (tmp_path / "big").write_bytes(big)
+    for number in range(300):
+        (tmp_path / f"f{number:03}").write_bytes(b"%d" % number)
+    server = GrpcServer(FileSync({"context": LocalDir(tmp_path)}).methods())
+    ours, theirs = memory_pair()
+    serving = asyncio.ensure_future(server.serve(ours))
+    async with asyncio.timeout(20), open_peer(theirs) as peer:
+        call = await peer.call(DIFF_COPY, [("dir-name", "context"), ("exclude-patterns", "f29*")])
+        content: dict[int, bytes] = {}
+        listed = ended = 0
+        listed_all = False
+        while not listed_all or ended < listed:
+            message = await call.receive()
+            assert message is not None
+            packet = decode_packet(message)
+            if packet.type is PacketType.DATA:
+                content[packet.id] = content.get(packet.id, b"") + packet.data
+                ended += not packet.data
+            elif packet.stat is None:
+                listed_all = True
+            else:
+                await call.send(encode_request(listed))
+                listed += 1
+        await call.send(FIN)
+        assert await call.receive() == FIN
+        status = await call.ended()
+        assert (status.code, status.message) == (0, "")
+        assert content == {0: big, **{number + 1: b"%d" % number for number in range(290)}}
+        missing = await peer.call(DIFF_COPY, [("dir-name", "other")])
+        status = await missing.ended()
+        assert (status.code, status.message) == (Code.NOT_FOUND, 'no access allowed to dir "other"')
+        server.shutdown()
+        await serving
