@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
@@ -33,12 +33,15 @@ from buildkit_py.errors import BuildKitError, ConnectFailed, DeadlineExceeded, I
 
 DaemonKind: TypeAlias = Literal["buildkitd", "dockerd"]
 
+SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+"""Searched after PATH, which often lacks the directories of root's programs."""
+
 _RUNTIME = Path("/run/buildkit-py")
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
 _KILL_SECONDS = 10.0
 _CGROUP_SECONDS = 3.0
-_LOG_TAIL_BYTES = 4096
+_LOG_TAIL_BYTES = 16384
 _LOG_TAIL_LINES = 12
 # What a daemon needs besides itself, in the words of what to install.
 _HELPERS: Mapping[DaemonKind, tuple[tuple[str, ...], ...]] = {
@@ -52,6 +55,7 @@ _PASSED_ON = frozenset(
         *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
     )
 )
+_FRAME = re.compile(r"\s+\S+\.(go|s):\d+(\s\+0x[0-9a-f]+)?")  # a file and line of a Go stack
 _REGISTRY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
 
 
@@ -504,14 +508,7 @@ def _search_path(options: DaemonOptions) -> str:
     """PATH for finding programs and for the daemon: the prefix first, and where the system keeps root's programs."""
     prefix = options.prefix or (Path(value) if (value := os.environ.get("BUILDKIT_PY_PREFIX")) else None)
     own = [str(prefix.absolute() / name) for name in ("usr/local/bin", "usr/sbin", "usr/bin")] if prefix else []
-    system = [
-        *os.environ.get("PATH", "").split(os.pathsep),
-        "/usr/local/sbin",
-        "/usr/sbin",
-        "/usr/bin",
-        "/sbin",
-        "/bin",
-    ]
+    system = [*os.environ.get("PATH", "").split(os.pathsep), *SYSTEM_PATH]
     # Relative entries would mean another place to the daemon.
     return os.pathsep.join(dict.fromkeys([*own, *(entry for entry in system if entry.startswith("/"))]))
 
@@ -525,10 +522,21 @@ def _log_tail(layout: Layout) -> str:
     try:
         with layout.log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+            lines = without_frames(log.read().decode(errors="replace").splitlines())[-_LOG_TAIL_LINES:]
     except OSError:
         lines = []
     if not lines:
         return f"its log {layout.log} is empty"
     shown = ("".join(c if c.isprintable() else " " for c in line) for line in lines)
     return f"the end of its log {layout.log}:" + "".join(f"\n  {line}" for line in shown)
+
+
+def without_frames(lines: Sequence[str]) -> list[str]:
+    """The lines less Go's stack frames, each two lines: buildkitd prints its error first, then many of those."""
+    kept: list[str] = []
+    for line in lines:
+        if _FRAME.fullmatch(line):
+            del kept[-1:]  # the function, named above
+        else:
+            kept.append(line)
+    return kept
