@@ -3,7 +3,7 @@
 The ``h2`` package does the connection's state, settings, headers and resets. DATA and WINDOW_UPDATE
 frames, which are all but a handful of the frames of a transfer, never reach it: they are cut from the
 stream of bytes before and written by hand behind it, with flow control of their own. Through h2 a DATA
-frame of 16 KiB costs about 30 us; this way it costs one or two.
+frame of 16 KiB costs about 8 us to send and 23 us to receive; this way, handlers woken and all, 2 and 4.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Stream:
         self.held = 0  # bytes in the inbox, prefixes included
         self.hungry = False  # somebody waits for a message
         self.unacked = 0  # received, and not yet given back to the peer's window
-        # A message of which some is missing: its body so far, or the start of a prefix while _missing is 0.
+        # A message of which some is missing: its body so far, or the start of a prefix while missing is 0.
         self.parts: list[_Buffer] = []
         self.parts_size = 0
         self.missing = 0

@@ -177,9 +177,7 @@ class Session:
             seen = server.bytes_in
             limit = timeouts.first_sign if seen == at_open else timeouts.silence
             if silent >= limit:
-                server.fail(
-                    SessionClosed(f"no health check from the daemon for {limit:g} s: it gave up the session")
-                )
+                server.fail(SessionClosed(f"no health check from the daemon for {limit:g} s: it gave up the session"))
                 stream.cancel()
 
     async def _stop(self, serving: asyncio.Task[None], stream: ByteStream) -> None:

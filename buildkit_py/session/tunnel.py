@@ -53,9 +53,7 @@ class HasChannel(Protocol):
 
 
 @asynccontextmanager
-async def open_tunnel(
-    connection: HasChannel, metadata: Sequence[tuple[str, str]]
-) -> AsyncGenerator[ByteStream]:
+async def open_tunnel(connection: HasChannel, metadata: Sequence[tuple[str, str]]) -> AsyncGenerator[ByteStream]:
     """Open a ``Control.Session`` stream with this request metadata; the way out drops it if still open.
 
     Does not wait for the daemon: a daemon that refuses shows as an error of read() and write().
@@ -167,6 +165,4 @@ def _map_error(error: Exception) -> BuildKitError:
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return ConnectionLost(f"the session stream broke: {text or code.name}")
         return RPCError(code.name, f"session: {text}")
-    return ConnectionLost(
-        f"the session stream is over: {str(error)[:_MAX_ERROR_TEXT] or type(error).__name__}"
-    )
+    return ConnectionLost(f"the session stream is over: {str(error)[:_MAX_ERROR_TEXT] or type(error).__name__}")

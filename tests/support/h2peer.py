@@ -283,9 +283,7 @@ class Peer:
         elif isinstance(event, StreamEnded):
             call = self._calls[event.stream_id or 0]
             headers = call.headers
-            call.status = Status(
-                int(headers.get("grpc-status", -1)), unquote(headers.get("grpc-message", ""))
-            )
+            call.status = Status(int(headers.get("grpc-status", -1)), unquote(headers.get("grpc-message", "")))
         elif isinstance(event, StreamReset):
             call = self._calls[event.stream_id]
             if call.status is None:
