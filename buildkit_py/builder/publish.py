@@ -137,8 +137,7 @@ async def _image(
     wanted = platform or entry.platform or config.platform
     if config.platform.normalized() != replace(wanted.normalized(), os_version="", os_features=()):
         raise ProtocolError(
-            f"{repository.name}@{entry.digest}: the image for {wanted} says that it is for {config.platform}; "
-            "does the last stage of the Dockerfile have FROM --platform?"
+            f"{repository.name}@{entry.digest}: the image for {wanted} says that it is for {config.platform}"
         )
     placed = entry.with_platform(entry.platform or wanted)
     check_entry(placed, config)

@@ -308,14 +308,3 @@ async def test_dockerignore_is_honoured(daemon_address: str, tmp_path: Path) -> 
         names = set(archive.getnames())
     assert {"keep.log", "b.txt"} <= names
     assert not names & {"a.log", "sub/c"}
-
-
-async def test_a_wrong_last_stage_is_told(daemon_address: str, base_images: Mapping[str, str], tmp_path: Path, name: str) -> None:
-    """FROM --platform in the last stage makes an image for another platform: refused before any tag."""
-    (tmp_path / "Dockerfile").write_text("FROM --platform=linux/amd64 alpine\nENV A=b\n")
-    async with connect(daemon_address) as client:
-        request = BuildRequest(
-            context=tmp_path, platforms=["arm64"], tags=[name], push=True, build_contexts=base_images
-        )
-        with pytest.raises(Exception, match="FROM --platform"):
-            await build(client, request)
