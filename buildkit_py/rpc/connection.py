@@ -35,6 +35,7 @@ _MAX_RECEIVE_BYTES = 64 << 20
 _MAX_METADATA_BYTES = 4 << 20
 """Details of a failed solve travel as metadata, with the Dockerfile in them."""
 _RETRY_SECONDS = 0.2
+_MAX_SECONDS = 86_400.0
 
 
 class Connection:
@@ -75,10 +76,11 @@ async def open_connection(
     Raises InvalidAddress or InvalidOption before any connection is made, and ConnectFailed, which lists every
     place that was looked at and why there was no daemon.
     """
-    if dial_timeout <= 0:
-        raise InvalidOption(f"dial_timeout is {dial_timeout:g}: expected a positive number of seconds")
-    if keepalive < MIN_KEEPALIVE_SECONDS:
-        raise InvalidOption(f"keepalive is {keepalive:g}: daemons want at least {MIN_KEEPALIVE_SECONDS:g} seconds")
+    if not 0 < dial_timeout <= _MAX_SECONDS:
+        raise InvalidOption(f"dial_timeout is {dial_timeout:g}: expected seconds, more than 0 and at most a day")
+    if not MIN_KEEPALIVE_SECONDS <= keepalive <= _MAX_SECONDS:
+        expected = f"expected seconds, from {MIN_KEEPALIVE_SECONDS:g} (what daemons put up with) to a day"
+        raise InvalidOption(f"keepalive is {keepalive:g}: {expected}")
     match address:
         case Address():
             places = [address]
@@ -129,7 +131,7 @@ async def _dial(
         try:
             async with asyncio.timeout(dial_timeout):
                 target = await _target(stack, address)
-                channel = _channel(target, address, tls, keepalive)
+                channel = _channel(target, address, tls, dial_timeout, keepalive)
                 stack.push_async_callback(_close, channel)
                 connection = Connection(address, channel)
                 await _ready(connection, tls, dial_timeout)
@@ -197,7 +199,9 @@ def _docker_hint(address: Address) -> str:
     return ""
 
 
-def _channel(target: str, address: Address, tls: TLSMaterial | None, keepalive: float) -> aio.Channel:
+def _channel(
+    target: str, address: Address, tls: TLSMaterial | None, dial_timeout: float, keepalive: float
+) -> aio.Channel:
     options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
@@ -211,7 +215,8 @@ def _channel(target: str, address: Address, tls: TLSMaterial | None, keepalive: 
         # The address names the daemon itself; buildctl does not go through HTTP proxies either.
         ("grpc.enable_http_proxy", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Not a pause, but how long one attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", int(dial_timeout * 1000)),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
     if address.scheme == "tcp":

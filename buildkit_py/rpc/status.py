@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias, cast
 
@@ -47,7 +47,7 @@ def map_rpc_error(error: grpc.RpcError, *, what: str) -> BuildKitError:
 
 
 @contextmanager
-def mapped(what: str) -> Iterator[None]:
+def mapped(what: str) -> Generator[None, None, None]:
     """Raise what map_rpc_error makes of gRPC's errors; for the awaits and iterations of one call."""
     try:
         yield
@@ -60,8 +60,8 @@ def map_solve_error(error: grpc.RpcError, *, what: str = "solve", ref: str = "",
     details = status_details(error)
     if details:
         return solve_error(RPCError(_code(error), _message(error), details), ref=ref, platform=platform)
-    mapped = map_rpc_error(error, what=what)
-    return solve_error(mapped, ref=ref, platform=platform) if isinstance(mapped, RPCError) else mapped
+    plain = map_rpc_error(error, what=what)
+    return solve_error(plain, ref=ref, platform=platform) if isinstance(plain, RPCError) else plain
 
 
 def solve_error(error: RPCError, *, ref: str = "", platform: str = "") -> SolveError:
