@@ -12,6 +12,8 @@ import errno
 import functools
 import logging
 import os
+import resource
+import sys
 import threading
 import time
 from collections import deque
@@ -59,9 +61,12 @@ TAR_STREAM = "/moby.filesync.v1.FileSync/TarStream"
 
 READERS = 4
 """Most files read at the same time in one transfer: enough to hide the latency of a disk."""
-SLOW_SECONDS = 150e-6
-"""For one small file. Where files come faster, from memory that is, more than one thread only costs time: 50,000
-files took 1.4 s of CPU with one and 2 s with four."""
+SLOW_SECONDS = 1e-3
+"""For one small file, where more readers help. Where files come from memory, more than one thread only costs
+time: 50,000 files took 1.4 s of CPU with one and 2 s with four."""
+PAUSE_SECONDS = 0.005
+GATHER_FEW = 64
+"""When requests trickle in, so many are awaited for so long: a hop between threads costs more than a file."""
 CHUNK_BYTES = 256 * 1024
 """Content of one DATA packet of a large file."""
 GATHER_FILES = 256
@@ -256,6 +261,7 @@ class _Serving:
         """Readers that fetch files now."""
         self._allowed = 1
         """How many may, by how slow the disk is."""
+        self._gathered_at = 0.0
         # Threads of its own: a disk that hangs stops this transfer and nothing else.
         self._threads = ThreadPoolExecutor(READERS + 1, thread_name_prefix="filesync")
 
@@ -324,9 +330,8 @@ class _Serving:
             self._threads.submit(reader.close)
 
     async def _send_some(self, reader: Reader) -> None:
-        wanted = [self._wanted.popleft() for _ in range(min(GATHER_FILES, len(self._wanted)))]
         try:
-            gathered = await self._gather(reader, wanted)
+            gathered = await self._gather(reader)
             while gathered.more:
                 coming = self._run(reader.proceed)  # reads on while this is sent
                 try:
@@ -339,14 +344,17 @@ class _Serving:
             raise CallError(Code.UNKNOWN, str(error)) from error
         await self._send(gathered)
 
-    async def _gather(self, reader: Reader, wanted: Sequence[SendFile[bytes]]) -> Gathered:
-        begun = time.perf_counter()
+    async def _gather(self, reader: Reader) -> Gathered:
         self._gathering += 1
         try:
-            gathered = await self._run(reader.gather, wanted)
+            pause = self._gathered_at + PAUSE_SECONDS - time.monotonic()
+            if pause > 0 and len(self._wanted) < GATHER_FEW:
+                await asyncio.sleep(pause)
+            wanted = [self._wanted.popleft() for _ in range(min(GATHER_FILES, len(self._wanted)))]
+            gathered, slow = await self._run(_gather_timed, reader, wanted)
         finally:
             self._gathering -= 1
-        slow = time.perf_counter() - begun > SLOW_SECONDS * gathered.taken
+            self._gathered_at = time.monotonic()
         self._allowed = min(self._allowed + 1, READERS) if slow else max(self._allowed - 1, 1)
         self._wanted.extendleft(reversed(wanted[gathered.taken :]))
         self._wake.set()
@@ -362,6 +370,20 @@ class _Serving:
     def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         call = functools.partial(function, *args, **kwargs)
         return asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _gather_timed(reader: Reader, wanted: Sequence[SendFile[bytes]]) -> tuple[Gathered, bool]:
+    """What the reader brings, and whether it had to wait for a disk or a network."""
+    blocks, begun = _blocks_read(), time.perf_counter()
+    gathered = reader.gather(wanted)
+    slow = time.perf_counter() - begun > SLOW_SECONDS * gathered.taken
+    # A fast disk is no slower than a wait for the interpreter's lock; only the blocks tell them apart.
+    return gathered, bool(wanted) and (slow or _blocks_read() - blocks > gathered.taken)
+
+
+def _blocks_read() -> int:
+    """Blocks that this thread has had from disks, where the system counts that."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock if sys.platform == "linux" else 0
 
 
 def _next_batch(batches: Iterator[Batch]) -> Batch | None:
