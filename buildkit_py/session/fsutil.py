@@ -41,9 +41,7 @@ MODE_SETGID = 1 << 22
 MODE_CHAR_DEVICE = 1 << 21
 MODE_STICKY = 1 << 20
 MODE_IRREGULAR = 1 << 19
-MODE_TYPE = (
-    MODE_DIR | MODE_SYMLINK | MODE_DEVICE | MODE_NAMED_PIPE | MODE_SOCKET | MODE_CHAR_DEVICE | MODE_IRREGULAR
-)
+MODE_TYPE = MODE_DIR | MODE_SYMLINK | MODE_DEVICE | MODE_NAMED_PIPE | MODE_SOCKET | MODE_CHAR_DEVICE | MODE_IRREGULAR
 
 
 class PacketType(enum.IntEnum):
@@ -543,9 +541,7 @@ class Receiver:
             levels.append((path + b"/", b""))
         elif stat.is_hardlink:
             if stat.linkname not in self._plain:
-                raise ProtocolError(
-                    f"{_text(path)!r} links to {_text(stat.linkname)!r}, which was not listed"
-                )
+                raise ProtocolError(f"{_text(path)!r} links to {_text(stat.linkname)!r}, which was not listed")
         elif not stat.is_symlink:
             self._plain.add(path)
         elif not stat.linkname or b"\0" in stat.linkname:

@@ -56,9 +56,7 @@ class _Pipe:
 class MemoryCall:
     """One end of a call, with back-pressure; as a handler sees it, and the other way round for its peer."""
 
-    def __init__(
-        self, method: str, metadata: Sequence[tuple[str, str]], incoming: _Pipe, outgoing: _Pipe
-    ) -> None:
+    def __init__(self, method: str, metadata: Sequence[tuple[str, str]], incoming: _Pipe, outgoing: _Pipe) -> None:
         self.method = method
         self.metadata = tuple(metadata)
         self._incoming = incoming
