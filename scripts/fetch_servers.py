@@ -12,13 +12,19 @@ nothing and asks no server. Exit code 1, with a line for each thing missing, whe
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import functools
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +37,11 @@ BINFMT = Path("/proc/sys/fs/binfmt_misc")
 ENGINE_SUITE = "forky"  # its docker.io needs no newer libc than Debian 12 has
 COMPAT_SUITE = "trixie"  # docker.io 26.1.5, an older BuildKit
 BASE_SUITE = "bookworm"
+DEBIAN_SUITES = {"bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable"}
 ARCHITECTURES = ("amd64", "arm64", "armhf")
-EMULATORS = ("qemu-aarch64", "qemu-arm")
+# Of this machine; what runs here is fetched for it.
+NATIVE = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf"}.get(platform.machine(), "amd64")
+EMULATORS = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64", "armhf": "qemu-arm"}
 ALL = ("daemon", "registry", "emulators", "images", "peers")
 
 _SECONDS = 600  # for one run of apt or dpkg; a hanging mirror must not hang the build
@@ -48,16 +57,14 @@ class Package:
 
     name: str
     suite: str
-    architecture: str = "amd64"
+    architecture: str = NATIVE
 
     def __str__(self) -> str:
         return f"{self.name}:{self.architecture}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join((*ALL, 'compat'))}, or all")
     groups = parser.parse_args(argv).groups or ["all"]
     wanted = list(dict.fromkeys(ALL if group == "all" else (group,) for group in groups))
@@ -66,66 +73,100 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in GROUPS:
             parser.error(f"unknown group {name!r}")
     failures = 0
-    for name in names:
-        try:
-            GROUPS[name]()
-        except Missing as missing:
-            print(f"missing: {name}: {missing}", file=sys.stderr)
-            failures += 1
+    try:
+        with exclusive():
+            for name in names:
+                try:
+                    GROUPS[name]()
+                except Missing as missing:
+                    print(f"missing: {name}: {missing}", file=sys.stderr)
+                    failures += 1
+    except OSError as error:
+        print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 1 if failures else 0
+
+
+@contextlib.contextmanager
+def exclusive() -> Generator[None]:
+    """Wait for another run on this checkout: both would write the same files."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "fetch.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another fetch_servers.py", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def fetch_daemon() -> None:
     """An engine whose embedded BuildKit builds; not needed where there is a daemon already."""
     if os.environ.get("BUILDKIT_HOST") or shutil.which("buildkitd"):
         return
-    unpack("daemon", [Package("docker.io", ENGINE_SUITE), Package("containerd", ENGINE_SUITE)], PREFIX)
+    packages = [Package("docker.io", ENGINE_SUITE), Package("containerd", ENGINE_SUITE)]
+    unpack("daemon", packages, PREFIX, programs=("usr/sbin/dockerd", "usr/bin/containerd"))
     install({"runc": "runc", "iptables": "iptables"})
 
 
 def fetch_registry() -> None:
     """CNCF Distribution 2.8."""
-    unpack("registry", [Package("docker-registry", BASE_SUITE)], PREFIX)
+    if shutil.which("docker-registry") is None:
+        packages = [Package("docker-registry", BASE_SUITE)]
+        unpack("registry", packages, PREFIX, programs=("usr/bin/docker-registry",))
 
 
 def fetch_emulators() -> None:
-    """Handlers with the flags P and F, so that they work inside containers."""
-    if not any((BINFMT / name).exists() for name in ("register", "status")):
-        if os.geteuid() != 0:
-            raise Missing(
-                "binfmt_misc is not mounted; as root: mount -t binfmt_misc binfmt_misc " + str(BINFMT)
-            )
-        run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)])
-    if all((BINFMT / name).exists() for name in EMULATORS):
+    """Handlers for the platforms that this machine does not run itself, with the flag F: containers have those too."""
+    wanted = [name for architecture, name in EMULATORS.items() if architecture != NATIVE]
+    if all(is_enabled(name) for name in wanted):
         return
+    if os.geteuid() != 0:
+        raise Missing(f"no emulator for {', '.join(wanted)}: run this as root, or docker run tonistiigi/binfmt")
+    if not (BINFMT / "register").exists():
+        run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)])
     install({"qemu-aarch64-static": "qemu-user-static", "update-binfmts": "binfmt-support"})
-    for name in EMULATORS:
-        if not (BINFMT / name).exists():
-            run(["update-binfmts", "--enable", name])
-    absent = [name for name in EMULATORS if not (BINFMT / name).exists()]
+    for name in wanted:
+        if not is_enabled(name):
+            # A handler that is there but of no use in containers is replaced.
+            run(["update-binfmts", "--disable", name], may_fail=True)
+            run(["update-binfmts", "--enable", name], may_fail=True)
+    absent = [name for name in wanted if not is_enabled(name)]
     if absent:
         raise Missing(f"the kernel took no handler for {', '.join(absent)}")
+
+
+def is_enabled(name: str) -> bool:
+    """Whether the kernel has the handler, with the flag F: it opened the emulator when it was registered."""
+    try:
+        lines = (BINFMT / name).read_text().splitlines()
+    except OSError:
+        return False
+    return "enabled" in lines and any(line.startswith("flags:") and "F" in line[6:] for line in lines)
 
 
 def fetch_images() -> None:
     """What the stand-ins for the alpine and golang images are made of, one tree per architecture."""
     for architecture in ARCHITECTURES:
-        tree = PREFIX / "images" / architecture
         names = ("busybox-static", "libc6", "libgcc-s1", "golang-1.19-go")
         packages = [Package(name, BASE_SUITE, architecture) for name in names]
-        unpack(f"images-{architecture}", [*packages, Package("golang-1.19-src", BASE_SUITE)], tree)
+        if architecture == ARCHITECTURES[0]:  # the sources are the same for all
+            packages.append(Package("golang-1.19-src", BASE_SUITE, architecture))
+        unpack("images", packages, PREFIX / "images" / architecture)
 
 
 def fetch_peers() -> None:
     """What results and speed are compared with."""
-    unpack("peers", [Package("docker-buildx", ENGINE_SUITE), Package("docker-cli", ENGINE_SUITE)], PREFIX)
+    packages = [Package(name, ENGINE_SUITE) for name in ("docker-buildx", "docker-cli", "oras")]
+    unpack("peers", packages, PREFIX, programs=("usr/bin/docker",))
     install({"skopeo": "skopeo"})
 
 
 def fetch_compat() -> None:
     """An older engine, in a prefix of its own."""
     packages = [Package("docker.io", COMPAT_SUITE), Package("containerd", COMPAT_SUITE)]
-    unpack("compat", packages, PREFIX.with_name("prefix-compat"))
+    root = PREFIX.with_name(PREFIX.name + "-compat")
+    unpack("compat", packages, root, programs=("usr/sbin/dockerd", "usr/bin/containerd"))
     install({"runc": "runc", "iptables": "iptables"})
 
 
@@ -139,34 +180,49 @@ GROUPS: dict[str, Callable[[], None]] = {
 }
 
 
-def unpack(group: str, packages: Sequence[Package], root: Path) -> None:
-    """Download packages and unpack them below root, unless the group's stamp says that they are there."""
-    stamp = CACHE / "stamps" / f"{group}.json"
-    content = json.dumps(
-        {"root": str(root), "packages": [f"{package} {package.suite}" for package in packages]}
-    )
-    if stamp.is_file() and stamp.read_text() == content and root.is_dir():
-        return
+def unpack(group: str, packages: Sequence[Package], root: Path, *, programs: Sequence[str] = ()) -> None:
+    """Download packages and unpack them below root, unless the group's stamp there says that this was done.
+
+    programs are paths below root that must run here afterwards: a newer suite may need a newer libc.
+    """
+    stamp = root / ".stamps" / f"{group}.json"
+    wanted = [f"{package} {package.suite}" for package in packages]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if json.loads(stamp.read_text())["wanted"] == wanted:
+            return
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise Missing(
-                f"{tool} is not here: this needs Debian; on another system install the servers yourself"
+                f"{tool} is not here: this needs Debian; elsewhere set BUILDKIT_HOST, and put docker-registry on the PATH"
             )
     print(f"fetching {group}: {', '.join(str(package) for package in packages)}", file=sys.stderr)
     apt_update()
-    archives = APT / "archives" / group
-    archives.mkdir(parents=True, exist_ok=True)
-    for suite in dict.fromkeys(package.suite for package in packages):
-        names = [f"{package}/{suite}" for package in packages if package.suite == suite]
-        apt(["download", *names], cwd=archives)
-    root.mkdir(parents=True, exist_ok=True)
-    for archive in sorted(archives.glob("*.deb")):
-        run(["dpkg-deb", "-x", str(archive), str(root)])
-    shutil.rmtree(archives)
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    fresh = stamp.with_suffix(".new")
-    fresh.write_text(content)
-    fresh.replace(stamp)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=root) as folder:
+        archives, tree = Path(folder, "archives"), Path(folder, "tree")
+        archives.mkdir()
+        apt(["download", *(f"{package}/{package.suite}" for package in packages)], cwd=archives)
+        versions: list[str] = []
+        for archive in sorted(archives.glob("*.deb")):
+            run(["dpkg-deb", "-x", str(archive), str(tree)])
+            versions.append(" ".join(run(["dpkg-deb", "--show", str(archive)]).split()))
+        for program in programs:
+            run([str(tree / program), "--version"])
+        move_into(tree, root)
+        fresh = Path(folder, "stamp")
+        fresh.write_text(json.dumps({"wanted": wanted, "versions": versions}, indent=2) + "\n")
+        fresh.replace(stamp)
+
+
+def move_into(tree: Path, root: Path) -> None:
+    """Move a tree's files to the same places below root, each by one rename: a server may run from there."""
+    for entry in sorted(tree.rglob("*")):
+        place = root / entry.relative_to(tree)
+        if entry.is_dir() and not entry.is_symlink():
+            place.mkdir(exist_ok=True)
+            place.chmod(0o755)
+        else:
+            entry.replace(place)
 
 
 def install(packages: dict[str, str]) -> None:
@@ -183,7 +239,11 @@ def install(packages: dict[str, str]) -> None:
         run(["apt-get", "install", *options, *absent])
     except Missing:
         # The lists of a fresh machine are empty or old.
-        run(["apt-get", "update", "-q"])
+        for last in (False, False, True):
+            with contextlib.nullcontext() if last else contextlib.suppress(Missing):
+                run(["apt-get", "update", "-q"])
+                break
+            time.sleep(5)  # another apt may hold the lock of the lists, for which no option waits
         run(["apt-get", "install", *options, *absent])
 
 
@@ -197,13 +257,16 @@ def apt_update() -> None:
     if not keyring.is_file():
         raise Missing("no Debian archive keyring on this machine: install debian-archive-keyring")
     site = mirror()
-    base = ",".join(ARCHITECTURES)
-    (APT / "etc" / "sources.list").write_text(
+    base = ",".join(dict.fromkeys((*ARCHITECTURES, NATIVE)))
+    sources = APT / "etc" / "sources.list"
+    sources.touch(mode=0o600)  # the mirror's address may hold a password
+    sources.write_text(
         f"deb [arch={base} signed-by={keyring}] {site} {BASE_SUITE} main\n"
-        f"deb [arch=amd64 signed-by={keyring}] {site} {ENGINE_SUITE} main\n"
-        f"deb [arch=amd64 signed-by={keyring}] {site} {COMPAT_SUITE} main\n"
+        f"deb [arch={NATIVE} signed-by={keyring}] {site} {ENGINE_SUITE} main\n"
+        f"deb [arch={NATIVE} signed-by={keyring}] {site} {COMPAT_SUITE} main\n"
     )
-    apt(["update", "-q"], cwd=APT)
+    # Without the option, lists that cannot be had are a warning, and the packages then seem not to exist.
+    apt(["update", "-q", "-o", "APT::Update::Error-Mode=any"], cwd=APT)
 
 
 def mirror() -> str:
@@ -213,12 +276,12 @@ def mirror() -> str:
         site, _, origin = line.partition(" ")
         if origin.strip() == "Debian":
             return site
-    # Before the first update no origin is known: take what the machine is set to for its own release.
-    listed = run(["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"])
-    for line in listed.splitlines():
-        site, _, release = line.partition(" ")
-        if release.strip() == BASE_SUITE:
-            return site
+    # Before the first update apt lists no index: ask what it would download. Debian's own archive has the plain
+    # name of a release as its suite; those of security fixes and others have more to it.
+    for uri in re.findall(r"^'([^']+)'", run(["apt-get", "update", "--print-uris"]), re.MULTILINE):
+        site, found, suite = uri.removesuffix("/InRelease").partition("/dists/")
+        if found and suite in DEBIAN_SUITES:
+            return str(site)
     raise Missing("apt knows no Debian mirror on this machine")
 
 
@@ -232,7 +295,7 @@ def apt(arguments: Sequence[str], *, cwd: Path) -> str:
         "Dir::Etc::sourcelist": APT / "etc" / "sources.list",
         "Dir::Etc::sourceparts": "/dev/null",
         "Dir::Etc::preferencesparts": "/dev/null",
-        "APT::Architecture": "amd64",
+        "APT::Architecture": NATIVE,
         "APT::Sandbox::User": "",
         "Acquire::Languages": "none",
         "Acquire::Retries": 3,
@@ -243,8 +306,8 @@ def apt(arguments: Sequence[str], *, cwd: Path) -> str:
     return run(["apt-get", *options, *arguments], cwd=cwd)
 
 
-def run(command: Sequence[str], *, cwd: Path | None = None) -> str:
-    """Output of a command; Missing with its last lines when it fails."""
+def run(command: Sequence[str], *, cwd: Path | None = None, may_fail: bool = False) -> str:
+    """Output of a command; Missing with its last lines when it fails, unless it may."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(
@@ -261,10 +324,27 @@ def run(command: Sequence[str], *, cwd: Path | None = None) -> str:
         raise Missing(f"{command[0]} is not here") from None
     except subprocess.TimeoutExpired:
         raise Missing(f"{command[0]} did not end within {_SECONDS} seconds") from None
-    if done.returncode:
-        tail = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-        raise Missing(f"{' '.join(command[:1])} {command[-1]}: exit code {done.returncode}: {tail}")
+    if done.returncode and not may_fail:
+        raise Missing(f"{describe(command)}: exit code {done.returncode}: {reason(done.stderr or done.stdout)}")
     return done.stdout
+
+
+def describe(command: Sequence[str]) -> str:
+    """A command without its options."""
+    skipped = {index + 1 for index, word in enumerate(command) if word == "-o"}
+    words = [word for index, word in enumerate(command) if index not in skipped and not word.startswith("-")]
+    return " ".join([Path(words[0]).name, *words[1:]])
+
+
+def reason(output: str) -> str:
+    """The lines that matter of what a failed program printed, without passwords of mirrors."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("E:", "Err:"))] or lines
+    text = re.sub(r"//[^/@\s]*@", "//", " | ".join(errors[-2:]))
+    network = ("Could not resolve", "Temporary failure", "Could not connect", "Failed to fetch", "Connection")
+    if any(word in output for word in network):
+        text += " (is the network, and the mirror of this machine's apt, within reach?)"
+    return text
 
 
 if __name__ == "__main__":

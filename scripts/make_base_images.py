@@ -121,8 +121,12 @@ def make() -> None:
     (fresh / "alpine" / "Dockerfile").write_text(_ALPINE)
     (golang / "Dockerfile").write_text(_GOLANG)
     (fresh / "stamp.json").write_text(stamp())
-    shutil.rmtree(IMAGES, ignore_errors=True)
+    old = CACHE / "images.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if IMAGES.exists():
+        IMAGES.rename(old)
     fresh.rename(IMAGES)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def list_applets() -> list[str]:
