@@ -33,7 +33,7 @@ class _Pipe:
         return message
 
     async def put(self, messages: Sequence[bytes | bytearray | memoryview]) -> None:
-        assert not self.closed, "sent after the half-close"
+        assert self.broken or not self.closed, "sent after the half-close"
         for message in messages:
             while self.size > HIGH_WATER and not self.broken:
                 await self._wait()
