@@ -192,9 +192,7 @@ def unpack(group: str, packages: Sequence[Package], root: Path, *, programs: Seq
             return
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise Missing(
-                f"{tool} is not here: this needs Debian; elsewhere set BUILDKIT_HOST, and put docker-registry on the PATH"
-            )
+            raise Missing(f"{tool} is not here: not Debian: set BUILDKIT_HOST, and put docker-registry on the PATH")
     print(f"fetching {group}: {', '.join(str(package) for package in packages)}", file=sys.stderr)
     apt_update()
     stamp.parent.mkdir(parents=True, exist_ok=True)
