@@ -365,6 +365,8 @@ async def test_streams_of_two_platforms_share_a_directory(tmp_path: Path) -> Non
     second, other = begin({0: target})
     for end, name in [(peer, b"usr/a"), (other, b"usr/b")]:
         await end.send(file(b"usr", MODE_DIR | 0o555).encode(), file(name).encode(), END_OF_LISTING)
+    while target.export.entries < 4:  # both have begun
+        await asyncio.sleep(0)
     await answer(peer, [b"", b"from a"])
     await first
     assert stat.S_IMODE((tmp_path / "usr").stat().st_mode) == 0o700
