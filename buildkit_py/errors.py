@@ -5,6 +5,7 @@
     BuildKitError
       InvalidDigest, InvalidReference, InvalidPlatform,
       InvalidAddress, InvalidOption          also ValueError; raised before any I/O
+        InvalidDefinition                    bytes that are not an LLB definition
       ConnectFailed, ConnectionLost, SessionClosed
       DeadlineExceeded                       also TimeoutError
       ProtocolError                          a peer broke the protocol
@@ -45,6 +46,10 @@ class InvalidAddress(BuildKitError, ValueError):
 
 class InvalidOption(BuildKitError, ValueError):
     """An option that cannot be used as given; the message names it."""
+
+
+class InvalidDefinition(InvalidOption):
+    """Bytes that are not an LLB definition."""
 
 
 class ConnectFailed(BuildKitError):
@@ -238,6 +243,7 @@ __all__ = [
     "InvalidPlatform",
     "InvalidAddress",
     "InvalidOption",
+    "InvalidDefinition",
     "ConnectFailed",
     "ConnectionLost",
     "SessionClosed",
