@@ -119,6 +119,16 @@ class DirectoryTarget:
         self._listed: dict[bytes, tuple[int, int]] = {}
         """(permissions, time) of the directories that were received; set when no stream is left."""
 
+    def add(self, part: DirectoryExport) -> None:
+        """Count what one stream received; streams are written by threads of their own."""
+        with self._lock:
+            total = self.export
+            total.entries += part.entries
+            total.files += part.files
+            total.bytes += part.bytes
+            total.streams += part.streams
+            total.warnings += part.warnings[: MAX_WARNINGS - len(total.warnings)]
+
     def enter(self) -> None:
         with self._lock:
             self._writers += 1
@@ -435,7 +445,8 @@ class DirectoryWriter:
 
     def __init__(self, target: DirectoryTarget) -> None:
         self._target = target
-        self._report = target.export
+        self._report = DirectoryExport()
+        """What is not yet added to the target's."""
         self._receiver = Receiver()
         self._handles: DirectoryHandles | None = None
         self._files: dict[int, _File] = {}
@@ -454,6 +465,13 @@ class DirectoryWriter:
 
     def process(self, messages: Sequence[bytes]) -> list[bytes]:
         """Take messages in; returns the packets to send."""
+        try:
+            return self._process(messages)
+        finally:
+            self._target.add(self._report)
+            self._report = DirectoryExport()
+
+    def _process(self, messages: Sequence[bytes]) -> list[bytes]:
         if self._handles is None and not self.written:
             self._target.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._handles = DirectoryHandles(self._target.path)
