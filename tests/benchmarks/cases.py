@@ -1,0 +1,218 @@
+"""What is measured, and what each measurement aims at."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from buildkit_py import connect
+from tests.benchmarks import trees
+from tests.benchmarks.contenders import CLI, Buildx, Contender, Fresh, Job, Sample, Warm
+from tests.support import images
+
+Metric: TypeAlias = Literal["wall", "cpu", "peak", "publish"]
+
+PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
+_SETTLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What the median of one contender should not exceed."""
+
+    contender: str
+    metric: Metric
+    limit: float
+    of_peer: bool = True
+    """True: limit is a multiple of the peer's median. False: seconds or bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to measure."""
+
+    name: str
+    title: str
+    job: Job
+    contenders: Sequence[Contender]
+    aims: Sequence[Aim]
+    repeats: int
+    prepare: Callable[[], None] | None = None
+    """Called before every build, outside the measurement."""
+    rehearse: Sequence[str] | None = None
+    """Who builds once before anything counts; all of them unless said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All samples of one case, by contender."""
+
+    case: Case
+    samples: dict[str, list[Sample]]
+
+
+class Bench:
+    """The servers and contenders of one run."""
+
+    def __init__(self, address: str, registry: str, warm: Warm, fresh: Fresh, cli: CLI, buildx: Buildx) -> None:
+        self._address = address
+        self._registry = registry
+        self._warm = warm
+        self._fresh = fresh
+        self._cli = cli
+        self._buildx = buildx
+        self._base: dict[str, str] | None = None
+
+    def cases(self) -> dict[str, Callable[[], Case]]:
+        """Makers by name, in order; making one may take time, and may raise Unavailable."""
+        return {
+            "noop": self._noop,
+            "push": self._push,
+            "publish": self._publish,
+            "files-unchanged": self._files_unchanged,
+            "files-cold": self._files_cold,
+            "one-file-cold": self._one_file_cold,
+        }
+
+    def _noop(self) -> Case:
+        tree = trees.plain()
+        return Case(
+            name="noop",
+            title=f"one platform, all cached; context of {tree}",
+            job=Job(context=tree.path),
+            contenders=(self._warm, self._cli, self._buildx),
+            aims=_quick(),
+            repeats=15,
+        )
+
+    def _push(self) -> Case:
+        return Case(
+            name="push",
+            title=f"three platforms, all cached, with push; hello-arch, {trees.hello_arch()}",
+            job=self._hello(),
+            contenders=(self._warm, self._cli, self._buildx),
+            aims=_quick(),
+            repeats=15,
+        )
+
+    def _publish(self) -> Case:
+        return Case(
+            name="publish",
+            title="three platforms: from the end of the slowest solve to the tag written",
+            job=self._hello(),
+            contenders=(self._warm, self._fresh),
+            aims=[
+                Aim(contender=name, metric="publish", limit=0.1, of_peer=False)
+                for name in (self._warm.name, self._fresh.name)
+            ],
+            repeats=9,
+        )
+
+    def _files_unchanged(self) -> Case:
+        tree = trees.small_files()
+        return Case(
+            name="files-unchanged",
+            title=f"context of {tree}: the daemon has it all",
+            job=Job(context=tree.path),
+            contenders=(self._warm, self._cli, self._buildx),
+            aims=_transfer(),
+            repeats=5,
+        )
+
+    def _files_cold(self) -> Case:
+        tree = trees.small_files()
+        return Case(
+            name="files-cold",
+            title=f"context of {tree}: the daemon has none of it",
+            job=Job(context=tree.path),
+            contenders=(self._warm, self._cli, self._buildx),
+            aims=_transfer(),
+            repeats=5,
+            prepare=self._forget_contexts,
+            rehearse=(self._buildx.name,),
+        )
+
+    def _one_file_cold(self) -> Case:
+        tree = trees.one_file()
+        return Case(
+            name="one-file-cold",
+            title=f"context of {tree}: the daemon has none of it",
+            job=Job(context=tree.path),
+            contenders=(self._warm, self._cli, self._buildx),
+            aims=_transfer(),
+            repeats=5,
+            prepare=self._forget_contexts,
+            rehearse=(self._buildx.name,),
+        )
+
+    def _hello(self) -> Job:
+        if self._base is None:
+            self._base = asyncio.run(images.push_base_images(self._address, self._registry))
+        return Job(
+            context=trees.HELLO_ARCH,
+            platforms=PLATFORMS,
+            push_to=f"{self._registry}/bench/hello",
+            build_contexts=self._base,
+        )
+
+    def _forget_contexts(self) -> None:
+        """Copies of what contexts held stay in the daemon's cache, so that the COPY after the transfer is cached."""
+
+        async def prune() -> None:
+            async with connect(self._address) as client:
+                async for _ in client.prune(["type==source.local"], all=True):
+                    pass
+                left = await client.disk_usage(["type==source.local"])
+                if left:
+                    raise RuntimeError(f"the daemon keeps {len(left)} copies of contexts")
+
+        asyncio.run(prune())
+        # What the last run and the pruning left to be written must not slow the next.
+        os.sync()
+        time.sleep(_SETTLE_SECONDS)
+
+
+def measure(case: Case, repeats: int | None, note: Callable[[str], None]) -> Outcome:
+    """Run the contenders in turns, each time with another one first."""
+    contenders = list(case.contenders)
+    for contender in contenders:
+        if case.rehearse is None or contender.name in case.rehearse:
+            contender.run(_job(case, contender))
+    samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+    for turn in range(repeats or case.repeats):
+        note(f"{case.name}: turn {turn + 1} of {repeats or case.repeats}")
+        for position in range(len(contenders)):
+            contender = contenders[(turn + position) % len(contenders)]
+            if case.prepare is not None:
+                case.prepare()
+            samples[contender.name].append(contender.run(_job(case, contender)))
+    return Outcome(case=case, samples=samples)
+
+
+def _job(case: Case, contender: Contender) -> Job:
+    """Each pushes to a name of its own, so that nobody finds what another one wrote."""
+    job = case.job
+    return job if job.push_to is None else replace(job, push_to=f"{job.push_to}-{contender.name.lower()}")
+
+
+def _quick() -> list[Aim]:
+    return [
+        Aim(contender="warm", metric="wall", limit=0.7),
+        Aim(contender="CLI", metric="wall", limit=1.3),
+    ]
+
+
+def _transfer() -> list[Aim]:
+    return [
+        aim
+        for name in ("warm", "CLI")
+        for aim in (
+            Aim(contender=name, metric="wall", limit=1.0),
+            Aim(contender=name, metric="cpu", limit=1.2),
+            Aim(contender=name, metric="peak", limit=150e6, of_peer=False),
+        )
+    ]
