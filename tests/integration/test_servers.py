@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import runpy
 import ssl
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,8 @@ from tests.support.images import PLATFORMS, rootfs
 from tests.support.servers import Registry
 
 pytestmark = pytest.mark.daemon
+
+FETCH = Path(__file__).parents[2] / "scripts" / "fetch_servers.py"
 
 
 def get(registry: Registry, *, login: bool = False) -> int:
@@ -68,3 +74,28 @@ def test_base_images_have_a_tree_for_each_platform(emulators: None) -> None:
     for tree in (contexts["golang:alpine"] / tree for tree in trees):
         assert (tree / "usr/lib/go-1.19/bin/go").stat().st_mode & 0o111
     assert (contexts["golang:alpine"] / "common/usr/share/go-1.19/src/fmt/print.go").is_file()
+
+
+def test_fetching_off_debian_says_what_to_do(tmp_path: Path) -> None:
+    """One line for each group, exit code 1, nothing written."""
+    done = subprocess.run(
+        [sys.executable, str(FETCH), "daemon", "registry"],
+        env={"PATH": str(tmp_path), "BUILDKIT_PY_PREFIX": str(tmp_path / "prefix")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert [line.split(": ")[:2] for line in done.stderr.splitlines()] == [
+        ["missing", "daemon"],
+        ["missing", "registry"],
+    ]
+    assert "BUILDKIT_HOST" in done.stderr
+    assert not (tmp_path / "prefix").exists()
+
+
+def test_a_password_of_the_mirror_is_not_shown() -> None:
+    """Apt prints the address with all it has; the message names the network as the likely cause."""
+    reason = runpy.run_path(str(FETCH))["reason"]
+    output = "Ign:1 x\nE: Failed to fetch https://me:hidden@mirror.test/debian/dists/forky/InRelease\n"
+    assert reason(output).startswith("E: Failed to fetch https://mirror.test/debian/dists/forky/InRelease (is the")
