@@ -135,6 +135,14 @@ class Platform:
         """Whether this is the ``unknown/unknown`` that entries carry which are not images to run."""
         return self.os == "unknown" and self.architecture == "unknown"
 
+    def check_known(self) -> None:
+        """Raise InvalidPlatform when Go knows no such operating system or architecture; a typo, most likely."""
+        if self.os not in _KNOWN_OS:
+            hint = f"; did you mean linux/{self.format()}?" if self.os in _KNOWN_ARCHITECTURES else ""
+            raise InvalidPlatform(f"platform {self.format()}: unknown operating system {self.os!r}{hint}")
+        if self.architecture not in _KNOWN_ARCHITECTURES:
+            raise InvalidPlatform(f"platform {self.format()}: unknown architecture {self.architecture!r}")
+
     def to_oci(self) -> dict[str, object]:
         """JSON object with the keys in the order in which Go writes them."""
         fields: dict[str, object] = {"architecture": self.architecture, "os": self.os}

@@ -16,7 +16,7 @@ from buildkit_py.builder.request import BuildRequest, Plan, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
 from buildkit_py.client import Client, SolveRequest, SolveResult
 from buildkit_py.digest import Digest
-from buildkit_py.errors import BuildErrors, BuildKitError, ProtocolError, SolveError, leaves
+from buildkit_py.errors import BuildErrors, BuildKitError, ConnectionLost, ProtocolError, SolveError, leaves
 from buildkit_py.oci import Descriptor
 from buildkit_py.options import ExporterSpec
 from buildkit_py.platforms import Platform
@@ -235,4 +235,6 @@ def _joined(group: BaseExceptionGroup[BaseException]) -> BaseException:
     ours = [error for error in errors if isinstance(error, BuildKitError)]
     if len(ours) != len(errors):
         return group
-    return BuildErrors(f"{len(ours)} platforms failed", ours)
+    # A daemon that goes away does so for every platform.
+    lost = [error for error in ours if isinstance(error, ConnectionLost)]
+    return lost[0] if len(lost) == len(ours) else BuildErrors(f"{len(ours)} platforms failed", ours)

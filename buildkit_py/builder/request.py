@@ -101,6 +101,8 @@ class Plan:
 def plan(request: BuildRequest) -> Plan:
     """Check a request; raise InvalidOption, InvalidPlatform or InvalidReference for the first thing wrong."""
     platforms = parse_platforms(request.platforms)
+    for platform in platforms:
+        platform.check_known()
     references, outputs = _destinations(request)
     attrs, directories = _sources(request)
     attrs |= {f"build-arg:{name}": value for name, value in request.build_args.items()}

@@ -38,9 +38,7 @@ class Recorder:
 
     def digests(self, needle: str) -> set[str]:
         """Digests of the vertexes whose name has needle."""
-        return {
-            vertex.digest for _, update in self.updates for vertex in update.vertexes if needle in vertex.name
-        }
+        return {vertex.digest for _, update in self.updates for vertex in update.vertexes if needle in vertex.name}
 
     def executed(self, needle: str) -> set[str]:
         """Platforms on which a vertex with needle in its name ran rather than came from the cache."""
@@ -120,9 +118,7 @@ async def test_hello_arch_runs_on_all_three_platforms(
     assert all(entry.cached > 0 for entry in cached.platforms)
 
 
-async def test_other_tools_read_the_same_index(
-    daemon_address: str, base_images: Mapping[str, str], name: str
-) -> None:
+async def test_other_tools_read_the_same_index(daemon_address: str, base_images: Mapping[str, str], name: str) -> None:
     """skopeo and buildx see the digest that we wrote, and its bytes."""
     result = await build_hello(
         daemon_address, base_images, platforms=PLATFORMS, tags=[f"{name}:1"], push=True, attestations={}
@@ -147,7 +143,9 @@ async def output_of(*command: str) -> bytes:
     return done.stdout
 
 
-async def test_one_platform_keeps_the_bytes_that_the_daemon_pushed(daemon_address: str, scratch: Path, name: str) -> None:
+async def test_one_platform_keeps_the_bytes_that_the_daemon_pushed(
+    daemon_address: str, scratch: Path, name: str
+) -> None:
     """A plain manifest without attestations, an index with them, as docker buildx gives."""
     async with connect(daemon_address) as client:
         plain = await build(client, BuildRequest(context=scratch, tags=[name], push=True, attestations={}))
@@ -197,9 +195,7 @@ async def test_an_oci_layout_of_all_platforms(
     dest = tmp_path / "out"
     spec = ExporterSpec(type="oci", dest=f"{dest}/" if directory else str(dest))
     async with connect(daemon_address) as client:
-        request = BuildRequest(
-            context=scratch, platforms=["amd64", "arm64"], outputs=[spec], tags=["example.com/x:1"]
-        )
+        request = BuildRequest(context=scratch, platforms=["amd64", "arm64"], outputs=[spec], tags=["example.com/x:1"])
         result = await build(client, request)
     if not directory:
         with tarfile.open(dest) as archive:

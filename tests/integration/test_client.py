@@ -71,9 +71,7 @@ async def test_filters_choose_workers(daemon_address: str) -> None:
 async def test_solving_a_definition(daemon_address: str, tmp_path: Path) -> None:
     """No frontend, no context: a graph in, a file out."""
     target = FileTarget(tmp_path / "out.tar")
-    request = SolveRequest(
-        definition=mkfile("/made", b"by us"), exporters=[ExporterSpec(type="tar", dest="out.tar")]
-    )
+    request = SolveRequest(definition=mkfile("/made", b"by us"), exporters=[ExporterSpec(type="tar", dest="out.tar")])
     async with connect(daemon_address) as client:
         result = await client.solve(request, attachables=[FileSend({0: target})])
         await target.commit()

@@ -27,6 +27,10 @@ class Proxy:
         self._open: set[asyncio.StreamWriter] = set()
         self._held = asyncio.Event()
 
+    def release(self) -> None:
+        """Go on with what was held."""
+        self._held.set()
+
     @property
     def host(self) -> str:
         """As a registry is named in a reference."""

@@ -110,6 +110,8 @@ BAD = {
     "Dockerfile missing": ({"dockerfile": "nope"}, InvalidOption, "Dockerfile: nope does not exist"),
     "Dockerfile a directory": ({"dockerfile": "/"}, InvalidOption, "is not a file"),
     "platform malformed": ({"platforms": ["linux/"]}, InvalidPlatform, "linux/"),
+    "platform without os": ({"platforms": ["arm/v7"]}, InvalidPlatform, "did you mean linux/arm/v7"),
+    "platform unknown": ({"platforms": ["linux/z80"]}, InvalidPlatform, "unknown architecture 'z80'"),
     "platform twice": ({"platforms": ["arm64", "linux/aarch64"]}, InvalidPlatform, "aarch64"),
     "tag malformed": ({"tags": ["x/Upper"], "push": True}, InvalidReference, "Upper"),
     "tag with digest": ({"tags": ["x@sha256:" + "0" * 64], "push": True}, InvalidReference, "digest"),
