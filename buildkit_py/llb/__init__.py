@@ -11,8 +11,11 @@ Nothing here talks to a daemon, and nothing is built until a definition is solve
 """
 
 from buildkit_py.llb.capture import capture_source
+from buildkit_py.llb.compare import Comparison, FieldChange, VertexChange, compare
 from buildkit_py.llb.definition import Definition, Input, Vertex
+from buildkit_py.llb.dump import dump, dump_json
 from buildkit_py.llb.fileop import Chain, Copy, Mkdir, Mkfile, Rm, Symlink
+from buildkit_py.llb.graph import graph
 from buildkit_py.llb.loading import load
 from buildkit_py.llb.marshal import marshal
 from buildkit_py.llb.mounts import SSH, Device, Mount, Proxy, Secret, Ulimit, bind, cache, tmpfs
@@ -74,4 +77,12 @@ __all__ = [
     "Definition",
     "Vertex",
     "Input",
+    # looking at them
+    "dump",
+    "dump_json",
+    "graph",
+    "compare",
+    "Comparison",
+    "VertexChange",
+    "FieldChange",
 ]

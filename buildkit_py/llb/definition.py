@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from google.protobuf.message import DecodeError, Message
 
@@ -15,12 +15,14 @@ from buildkit_py.llb.names import kind_of, vertex_name
 from buildkit_py.llb.vertex import (
     CUSTOM_NAME,
     NO_METADATA,
+    Entry,
     LinuxResources,
     Location,
     Metadata,
     ProgressGroup,
     Range,
     SourceFile,
+    entry,
 )
 from buildkit_py.pb import ops_pb2
 from buildkit_py.platforms import Platform
@@ -66,24 +68,40 @@ class Vertex:
     """The bytes that digest is of."""
 
 
+class Digests(Sequence[str]):
+    """Digests whose hex digits are there as bytes; most uses of a definition never ask for them."""
+
+    def __init__(self, digits: Sequence[bytes]) -> None:
+        self._digits = digits
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return Digests(self._digits[index])
+        return "sha256:" + self._digits[index].decode()
+
+    def __len__(self) -> int:
+        return len(self._digits)
+
+
 class Definition:
     """A graph in its serialised form. Never changes; equal when the bytes are."""
 
     def __init__(self, data: bytes, blobs: Sequence[bytes], digests: Sequence[str]) -> None:
-        """Use parse() or marshal(); this takes the bytes apart without looking at them."""
+        """Use parse() or marshal(), which know that these belong together."""
         self._data = data
-        self._blobs = tuple(blobs)
-        self._digests = tuple(digests)
+        self._blobs = blobs
+        self._digests = digests
 
     @classmethod
     def empty(cls) -> Definition:
         """The definition of scratch."""
         return cls(b"", (), ())
-
-    @classmethod
-    def made(cls, data: bytes, blobs: Sequence[bytes], digests: Sequence[bytes]) -> Definition:
-        """What marshal wrote, digests as they stand in it."""
-        return cls(data, blobs, b"\n".join(digests).decode().split("\n"))
 
     @classmethod
     def parse(cls, data: bytes) -> Definition:
@@ -147,7 +165,7 @@ class Definition:
     @cached_property
     def vertexes(self) -> tuple[Vertex, ...]:
         """All vertexes in their order, each once; the last op, which only names the result, is not one."""
-        return tuple([self._vertex(digest) for digest in dict.fromkeys(self._digests[:-1])])
+        return tuple([self.vertex(digest) for digest in dict.fromkeys(self._digests[:-1])])
 
     @property
     def terminal(self) -> str:
@@ -177,10 +195,10 @@ class Definition:
         """The message of a vertex; raise KeyError if it is not in here."""
         return self._ops[self._positions[digest]]
 
-    def metadata(self, digest: str) -> tuple[Metadata, tuple[str, ...]] | None:
+    def entry(self, digest: str) -> Entry | None:
         """What is said of a vertex, and the capabilities it needs; None when nothing is."""
         entries = self._message.metadata
-        return _metadata(entries[digest]) if digest in entries else None
+        return _entry(entries[digest]) if digest in entries else None
 
     def walk(self) -> Iterator[str]:
         """Digests of all vertexes that the result needs, each after its inputs."""
@@ -208,9 +226,11 @@ class Definition:
     def __repr__(self) -> str:
         return f"<Definition {self.head or 'scratch'}, {len(set(self._digests[:-1]))} vertexes>"
 
-    def _vertex(self, digest: str) -> Vertex:
+    def vertex(self, digest: str) -> Vertex:
+        """One vertex; raise KeyError if it is not in here."""
         op = self.op(digest)
-        metadata, caps = self.metadata(digest) or (NO_METADATA, ())
+        said = self.entry(digest) or entry(NO_METADATA, ())
+        metadata = said.metadata
         description = dict(metadata.description)
         return Vertex(
             digest=digest,
@@ -219,7 +239,7 @@ class Definition:
             platform=Platform.from_pb(op.platform) if op.HasField("platform") else None,
             name=description.get(CUSTOM_NAME) or vertex_name(op, self.op),
             description=description,
-            caps=caps,
+            caps=said.caps,
             require=tuple(op.constraints.filter),
             ignore_cache=metadata.ignore_cache,
             export_cache=metadata.export_cache,
@@ -272,14 +292,14 @@ def _read_op(blob: bytes, position: int) -> ops_pb2.Op:
         raise InvalidDefinition(f"definition: op {position} is not an Op message") from error
 
 
-def _metadata(entry: ops_pb2.OpMetadata) -> tuple[Metadata, tuple[str, ...]]:
-    group, limits = entry.progress_group, entry.linux_resources
+def _entry(said: ops_pb2.OpMetadata) -> Entry:
+    group, limits = said.progress_group, said.linux_resources
     metadata = Metadata(
-        ignore_cache=entry.ignore_cache,
-        description=tuple(sorted(entry.description.items())),
-        export_cache=entry.export_cache.Value if entry.HasField("export_cache") else None,
+        ignore_cache=said.ignore_cache,
+        description=tuple(sorted(said.description.items())),
+        export_cache=said.export_cache.Value if said.HasField("export_cache") else None,
         progress_group=(
-            ProgressGroup(id=group.id, name=group.name, weak=group.weak) if entry.HasField("progress_group") else None
+            ProgressGroup(id=group.id, name=group.name, weak=group.weak) if said.HasField("progress_group") else None
         ),
         resources=(
             LinuxResources(
@@ -291,11 +311,11 @@ def _metadata(entry: ops_pb2.OpMetadata) -> tuple[Metadata, tuple[str, ...]]:
                 cpuset_cpus=limits.cpusetCpus,
                 cpuset_mems=limits.cpusetMems,
             )
-            if entry.HasField("linux_resources")
+            if said.HasField("linux_resources")
             else None
         ),
     )
-    return metadata, tuple(sorted(entry.caps))
+    return entry(metadata if said.ByteSize() else NO_METADATA, said.caps)
 
 
 def _range(part: ops_pb2.Range) -> Range:

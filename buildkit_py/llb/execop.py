@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from buildkit_py.llb import wire
 from buildkit_py.llb.mounts import CONTENT_CACHE, SHARING, SSH, Device, Mount, Proxy, Secret, Ulimit
 from buildkit_py.llb.ops import EXEC, Call, Op, Output
-from buildkit_py.llb.vertex import NO_SETTINGS, Metadata, Settings
+from buildkit_py.llb.vertex import NO_SETTINGS, Entry, Settings, entry
 from buildkit_py.platforms import Platform
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -118,7 +118,7 @@ class _Slot:
 class ExecOp(Op):
     """A process, run on the filesystem of a state."""
 
-    __slots__ = ("_agents", "_body", "_platform", "_process", "_secrets", "_slots", "mounts")
+    __slots__ = ("_agents", "_process", "_secrets", "_slots", "mounts", "own_platform")
 
     writes_platform = True
 
@@ -141,33 +141,27 @@ class ExecOp(Op):
         self._agents = tuple(
             [(agent, agent.target or f"/run/buildkit/ssh_agent.{index}") for index, agent in enumerate(ssh)]
         )
-        self._platform = settings.platform or platform
         self._slots, inputs = _lay_out(root, readonly_root, mounts)
         super().__init__(settings, self._needed_caps(settings), inputs)
-        self._body = self._encode(self._env(), None)
-
-    @property
-    def platform(self) -> Platform | None:
-        return self._platform
+        self.own_platform = settings.platform
+        self.platform = settings.platform or platform
+        self.fixed_body = self._encode(self._env(), None)
 
     def output_index(self, mount: Mount | None) -> int:
         """Which output a mount, or None for the root, becomes; -1 is none."""
         return next(slot.output for slot in self._slots if slot.mount is mount)
 
-    def caps(self, call: Call) -> tuple[Metadata, tuple[str, ...]]:
-        metadata, caps = self.metadata_and_caps
+    def entry_for(self, call: Call) -> Entry:
         if call.daemon_caps is None or _SETS_DEFAULT_PATH not in call.daemon_caps:
-            return metadata, caps
-        return metadata, tuple(sorted([*caps, _SETS_DEFAULT_PATH]))
+            return self.entry
+        return entry(self.entry.metadata, [*self.entry.caps, _SETS_DEFAULT_PATH])
 
     def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
+        env = self._env()
         needs_path = call.daemon_caps is not None and _SETS_DEFAULT_PATH not in call.daemon_caps
-        if needs_path and not (call.platform is not None and call.platform.os == "windows"):
-            env = self._env()
-            if "PATH" not in dict(env):
-                env = (*env, ("PATH", _DEFAULT_PATH))
-            return self._encode(env, mapping)
-        return self._body if mapping is None else self._encode(self._env(), mapping)
+        if needs_path and "PATH" not in dict(env) and not (call.platform and call.platform.os == "windows"):
+            env = (*env, ("PATH", _DEFAULT_PATH))
+        return self._encode(env, mapping)
 
     def _env(self) -> tuple[tuple[str, str], ...]:
         """Environment with the socket of the first agent."""

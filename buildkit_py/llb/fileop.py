@@ -279,7 +279,7 @@ class _Step:
 class FileOp(Op):
     """Actions on the files of a state, each on the result of the one before."""
 
-    __slots__ = ("_body", "_steps")
+    __slots__ = ("_steps",)
 
     def __init__(self, state: State, actions: Sequence[Action], settings: Settings) -> None:
         inputs: list[Output] = []
@@ -287,10 +287,10 @@ class FileOp(Op):
         self._add(state, actions, inputs, {})
         dependencies = list(_outputs_from_the_last(state, actions))
         super().__init__(settings, ["file.base"], inputs, dependencies)
-        self._body = self._encode(None)
+        self.fixed_body = self._encode(None)
 
     def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
-        return self._body if mapping is None else self._encode(mapping)
+        return self._encode(mapping)
 
     def _add(self, state: State, actions: Sequence[Action], inputs: list[Output], chains: dict[Chain, int]) -> int:
         """Add steps for these actions and for chains that they copy from; return the last one's number."""

@@ -6,7 +6,7 @@ from buildkit_py.llb import check
 from buildkit_py.llb.definition import Definition
 from buildkit_py.llb.ops import LoadedOp, Output
 from buildkit_py.llb.state import State, of_output
-from buildkit_py.llb.vertex import NO_METADATA, SourceFile
+from buildkit_py.llb.vertex import SourceFile
 from buildkit_py.platforms import Platform
 
 
@@ -31,18 +31,9 @@ def load(definition: Definition) -> State:
             wanted.setdefault(given.digest, set()).add(given.index)
     for digest in platforms:
         inputs = [outputs[given.digest, given.index] for given in definition.op(digest).inputs]
-        known = definition.metadata(digest)
-        metadata, caps = known or (NO_METADATA, ())
+        said, locations = definition.entry(digest), definition.locations(digest, files)
         for index in wanted[digest]:
-            op = LoadedOp(
-                definition.data(digest),
-                inputs,
-                metadata,
-                caps,
-                known is not None,
-                platforms[digest],
-                definition.locations(digest, files),
-            )
+            op = LoadedOp(definition.data(digest), inputs, said, platforms[digest], locations)
             outputs[digest, index] = Output(op, index, platforms[digest])
     return of_output(outputs[head.digest, head.index])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from hashlib import sha256
 from typing import TYPE_CHECKING, Unpack
 
@@ -11,15 +11,25 @@ from buildkit_py.errors import InvalidOption
 from buildkit_py.llb import check, wire
 from buildkit_py.llb.base import is_state
 from buildkit_py.llb.capture import Caller, source_text
-from buildkit_py.llb.definition import Definition
+from buildkit_py.llb.definition import Definition, Digests
 from buildkit_py.llb.ops import Call, LoadedOp, Op, Output
-from buildkit_py.llb.vertex import NO_METADATA, CallOptions, Location, Metadata, Range, Settings, SourceFile, settings
+from buildkit_py.llb.vertex import (
+    NO_METADATA,
+    CallOptions,
+    Entry,
+    Location,
+    Range,
+    Settings,
+    SourceFile,
+    around_digest,
+    entry,
+    settings,
+)
 from buildkit_py.platforms import Platform
 
 if TYPE_CHECKING:
     from buildkit_py.llb.state import State
 
-_DIGEST_SIZE = 71  # "sha256:" and 64 hex digits
 _ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _ID_SIZE = 25
 
@@ -61,130 +71,153 @@ class _Writer:
         self._given = given
         """What the call said, without the defaults of the state: files that vertexes point at have their own."""
         self._source_map = source_map
-        self._filters = effective.require
-        self._constraints = _encode_constraints(self._filters)
-        self._call_platform = None if call.platform is None else encode_platform(call.platform)
+        self._constraints = _encode_constraints(effective.require)
         self._platforms: dict[int, bytes] = {}
-        self._digests: dict[Op, bytes] = {}
+        self._references: dict[Op, bytes] = {}
+        """Each op as an input, by its output 0."""
+        # What follows has the 64 hex digits of the digest as its keys.
         self._blobs: dict[bytes, bytes] = {}
-        self._metadata: dict[bytes, tuple[Metadata, tuple[str, ...]]] = {}
-        self._files = _Files()
+        self._entries: dict[bytes, Entry] = {}
         self._places: dict[bytes, bytes] = {}
+        self._of_callers: dict[Caller, bytes] = {}
+        self._files = _Files()
 
     def write(self, output: Output) -> Definition:
         self._add_all(output.op)
-        return self._finish(_reference(self._digests[output.op], output.index))
+        return self._finish(_reference(self._references[output.op], output.index))
 
     def _add_all(self, root: Op) -> None:
         """Add root after all that it depends on; deep graphs need no deep stack."""
-        digests, stack = self._digests, [root]
+        references, stack = self._references, [root]
+        entered: set[Op] = set()
         while stack:
             op = stack[-1]
-            if op in digests:
+            if op in references:
                 stack.pop()
-                continue
-            waiting = len(stack)
-            stack += [dependency for dependency in op.dependencies if dependency not in digests]
-            if len(stack) == waiting:
+            elif op in entered or not op.dependencies:
                 stack.pop()
-                digests[op] = self._add(op)
+                self._add(op)
+            else:
+                entered.add(op)
+                stack += op.dependencies
 
-    def _add(self, op: Op) -> bytes:
-        data = op.data if isinstance(op, LoadedOp) else self._encode(op)
-        digest = b"sha256:" + sha256(data).hexdigest().encode()
-        is_new = digest not in self._blobs
-        if is_new:
-            self._blobs[digest] = data
-        self._add_metadata(digest, op)
-        places = op.locations or ((op.caller,) if self._source_map and op.caller is not None else ())
-        if places:
-            self._places[digest] = self._places.get(digest, b"") + b"".join(map(self._files.encode, places))
-        return digest
+    def _add(self, op: Op) -> None:
+        """Add one op, whose inputs are there. This is the innermost loop, so it asks before it calls."""
+        if isinstance(op, LoadedOp):
+            data, is_known, said = op.data, op.has_metadata, op.entry
+        else:
+            data, is_known = self._encode(op), True
+            said = op.entry if self._call.daemon_caps is None else op.entry_for(self._call)
+            if self._effective.metadata is not NO_METADATA:
+                said = Entry(self._effective.metadata.merged(said.metadata), said.caps)
+        digits = sha256(data).hexdigest().encode()
+        self._references[op] = _INPUT + digits
+        if digits not in self._blobs:
+            self._blobs[digits] = data
+        if is_known:
+            known = self._entries.get(digits)
+            self._entries[digits] = said if known is None else known.merged(said)
+        caller = op.caller
+        if op.locations:
+            places = b"".join([self._files.encode(location) for location in op.locations])
+        elif caller is not None and self._source_map:
+            known_places = self._of_callers.get(caller)
+            if known_places is None:
+                known_places = self._of_callers[caller] = self._files.encode_caller(caller)
+            places = known_places
+        else:
+            return
+        self._places[digits] = self._places[digits] + places if digits in self._places else places
 
     def _encode(self, op: Op) -> bytes:
         """Bytes of the vertex: Op with the member of its oneof behind all other fields."""
-        digests, inputs = self._digests, op.inputs
+        inputs, references = op.inputs, self._references
         mapping: list[int] | None = None
-        if len(inputs) == 1:
-            head = _reference(digests[inputs[0].op], inputs[0].index)
+        if not inputs:
+            head = b""
+        elif len(inputs) == 1:
+            output = inputs[0]
+            head = _reference(references[output.op], output.index) if output.index else references[output.op]
         else:
-            references = [_reference(digests[output.op], output.index) for output in inputs]
-            if op.shares_inputs and len(distinct := dict.fromkeys(references)) < len(references):
+            written = [
+                _reference(references[output.op], output.index) if output.index else references[output.op]
+                for output in inputs
+            ]
+            if op.shares_inputs and len(distinct := dict.fromkeys(written)) < len(written):
                 # States that were made apart turned out to be the same.
                 positions = {reference: position for position, reference in enumerate(distinct)}
-                mapping = [positions[reference] for reference in references]
-                references = list(distinct)
-            head = b"".join(references)
-        if op.writes_platform:
-            head += self._platform(op)
-        require = op.settings.require
-        head += _encode_constraints(self._filters + require) if require else self._constraints
-        return head + op.body(self._call, mapping)
+                mapping = [positions[reference] for reference in written]
+                written = list(distinct)
+            head = b"".join(written)
+        platform = self._platform(op.platform) if op.writes_platform else b""
+        require = op.require
+        constraints = _encode_constraints(self._effective.require + require) if require else self._constraints
+        if (body := op.fixed_body) is not None and mapping is None and self._call.daemon_caps is None:
+            return head + platform + constraints + body
+        return head + platform + constraints + op.body(self._call, mapping)
 
-    def _platform(self, op: Op) -> bytes:
-        platform = op.platform
-        if platform is None:
-            if self._call_platform is None:
+    def _platform(self, platform: Platform | None) -> bytes:
+        # By identity, since ops keep their platforms alive and hashing one costs more than a vertex.
+        known = self._platforms.get(id(platform))
+        if known is None:
+            effective = platform or self._call.platform
+            if effective is None:
                 raise InvalidOption("platform: not given, and the graph has vertexes that do not say what they are for")
-            return self._call_platform
-        # By identity, which the op keeps alive; hashing a platform costs more than writing a vertex.
-        if (known := self._platforms.get(id(platform))) is None:
-            known = self._platforms[id(platform)] = encode_platform(platform)
+            known = self._platforms[id(platform)] = encode_platform(effective)
         return known
-
-    def _add_metadata(self, digest: bytes, op: Op) -> None:
-        if isinstance(op, LoadedOp):
-            if not op.has_metadata:
-                return
-            pair = op.metadata_and_caps
-        else:
-            pair = op.metadata_and_caps if self._call.daemon_caps is None else op.caps(self._call)
-            if self._effective.metadata is not NO_METADATA:
-                pair = (self._effective.metadata.merged(pair[0]), pair[1])
-        known = self._metadata.get(digest)
-        if known is not None and known is not pair:
-            pair = (known[0].merged(pair[0]), tuple(sorted({*known[1], *pair[1]})))
-        self._metadata[digest] = pair
 
     def _finish(self, terminal: bytes) -> Definition:
         """Put the message together; its last op only names the result."""
         blobs = [*self._blobs.values(), terminal]
-        digests = [*self._blobs, b"sha256:" + sha256(terminal).hexdigest().encode()]
-        self._metadata[digests[-1]] = (NO_METADATA, self._terminal_caps())
+        order = sorted(self._blobs)
         parts: list[bytes] = []
+        heads: dict[int, bytes] = {}
         for blob in blobs:
-            parts += (b"\x0a", wire.varint(len(blob)), blob)
-        ends: dict[tuple[Metadata, tuple[str, ...]], tuple[bytes, bytes]] = {}
-        for digest, pair in sorted(self._metadata.items()):
-            if (around := ends.get(pair)) is None:
-                around = ends[pair] = _around_digest(b"\x12", pair[0].encode(pair[1]))
-            parts += (around[0], digest, around[1])
-        parts.append(wire.blob(b"\x1a", self._encode_source()))
-        return Definition.made(b"".join(parts), blobs, digests)
+            size = len(blob)
+            head = heads.get(size)
+            if head is None:
+                head = heads[size] = b"\x0a" + wire.varint(size)
+            parts.append(head)
+            parts.append(blob)
+        last = sha256(terminal).hexdigest().encode()
+        entries = {**self._entries, last: entry(NO_METADATA, self._terminal_caps())}
+        for digits in sorted([*order, last]):
+            if (said := entries.get(digits)) is not None:
+                before, after = said.around
+                parts.append(before)
+                parts.append(digits)
+                parts.append(after)
+        source = self._encode_source(order)
+        parts += (b"\x1a", wire.varint(sum(map(len, source))), *source)
+        return Definition(b"".join(parts), blobs, Digests([*self._blobs, last]))
 
-    def _terminal_caps(self) -> tuple[str, ...]:
+    def _terminal_caps(self) -> list[str]:
         """What the definition as a whole needs of the daemon."""
-        used = {metadata for metadata, _ in self._metadata.values()}
-        wanted: Mapping[str, bool] = {
-            "constraints": True,
-            "meta.description": any(metadata.description for metadata in used),
-            "meta.exportcache": any(metadata.export_cache is not None for metadata in used),
-            "meta.ignorecache": any(metadata.ignore_cache for metadata in used),
-            "platform": True,
-        }
-        return tuple([cap for cap, is_wanted in wanted.items() if is_wanted])
+        caps = ["constraints", "platform"]
+        used = {said.metadata for said in set(self._entries.values())}
+        if any(metadata.description for metadata in used):
+            caps.append("meta.description")
+        if any(metadata.export_cache is not None for metadata in used):
+            caps.append("meta.exportcache")
+        if any(metadata.ignore_cache for metadata in used):
+            caps.append("meta.ignorecache")
+        return caps
 
-    def _encode_source(self) -> bytes:
-        """The Source message: for each vertex where it comes from, then the files that this points into."""
+    def _encode_source(self, order: list[bytes]) -> list[bytes]:
+        """The Source message, in pieces: for each vertex where it comes from, then the files that this points into."""
         around: dict[bytes, tuple[bytes, bytes]] = {}
         parts: list[bytes] = []
-        for digest in sorted(self._blobs):
-            places = self._places.get(digest, b"")
-            if (ends := around.get(places)) is None:
-                ends = around[places] = _around_digest(b"\x0a", places)
-            parts += (ends[0], digest, ends[1])
+        places = self._places
+        for digits in order:
+            place = places.get(digits, b"")
+            ends = around.get(place)
+            if ends is None:
+                ends = around[place] = around_digest(b"\x0a", place)
+            parts.append(ends[0])
+            parts.append(digits)
+            parts.append(ends[1])
         parts += [wire.blob(b"\x12", self._encode_file(file)) for file in self._files.files]
-        return b"".join(parts)
+        return parts
 
     def _encode_file(self, file: SourceFile) -> bytes:
         """The SourceInfo message."""
@@ -208,23 +241,20 @@ class _Files:
         self.files: list[SourceFile] = []
         self._index: dict[SourceFile, int] = {}
         self._by_content: dict[tuple[str, str, bytes], int] = {}
-        self._of_callers: dict[str, SourceFile | None] = {}
-        self._encoded: dict[Caller, bytes] = {}
+        self._programs: dict[str, SourceFile | None] = {}
 
-    def encode(self, place: Location | Caller) -> bytes:
-        """A location as a field of Locations; nothing for a line that cannot be shown."""
-        if isinstance(place, Location):
-            return self._encode(place.source, place.ranges)
-        if (known := self._encoded.get(place)) is not None:
-            return known
-        filename, line = place
-        if filename not in self._of_callers:
+    def encode(self, place: Location) -> bytes:
+        """A location as a field of Locations."""
+        return self._encode(place.source, place.ranges)
+
+    def encode_caller(self, caller: Caller) -> bytes:
+        """The same for a line of a program; nothing if the line cannot be shown."""
+        filename, line = caller
+        if filename not in self._programs:
             data = source_text(filename)
-            self._of_callers[filename] = SourceFile(filename, data, "Python") if data else None
-        file = self._of_callers[filename]
-        encoded = b"" if file is None else self._encode(file, (Range(start_line=line, end_line=line),))
-        self._encoded[place] = encoded
-        return encoded
+            self._programs[filename] = SourceFile(filename, data, "Python") if data else None
+        file = self._programs[filename]
+        return b"" if file is None else self._encode(file, (Range(start_line=line, end_line=line),))
 
     def _encode(self, file: SourceFile, ranges: tuple[Range, ...]) -> bytes:
         if (index := self._index.get(file)) is None:
@@ -240,17 +270,13 @@ class _Files:
         return wire.blob(b"\x0a", b"".join(parts))
 
 
-def _reference(digest: bytes, index: int) -> bytes:
-    """An Input message as a field of Op."""
-    if not index:
-        return b"\x0a\x49\x0a\x47" + digest
-    return wire.blob(b"\x0a", b"\x0a\x47" + digest + b"\x10" + wire.varint(index))
+_INPUT = b"\x0a\x49\x0a\x47sha256:"
+"""An Input message as a field of Op, but for the hex digits that end it."""
 
 
-def _around_digest(tag: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """What stands before and after the key of a map entry whose key is a digest."""
-    after = wire.blob(b"\x12", value)
-    return tag + wire.varint(2 + _DIGEST_SIZE + len(after)) + b"\x0a\x47", after
+def _reference(first: bytes, index: int) -> bytes:
+    """The Input of an output, made from that of output 0."""
+    return wire.blob(b"\x0a", first[2:] + b"\x10" + wire.varint(index)) if index else first
 
 
 def _encode_constraints(filters: tuple[str, ...]) -> bytes:

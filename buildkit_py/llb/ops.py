@@ -7,13 +7,12 @@ platform and the filters come from the marshal call.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from buildkit_py.llb import wire
 from buildkit_py.llb.capture import Caller, find_caller
-from buildkit_py.llb.vertex import NO_SETTINGS, Location, Metadata, Settings
+from buildkit_py.llb.vertex import Entry, Location, Settings, entry
 from buildkit_py.platforms import Platform
 
 # Tags of the members of Op.op.
@@ -45,10 +44,10 @@ class Call:
     """Capabilities that the daemon has; None where they are not known."""
 
 
-class Op(ABC):
+class Op:
     """What a vertex does."""
 
-    __slots__ = ("caller", "dependencies", "inputs", "metadata_and_caps", "settings")
+    __slots__ = ("caller", "dependencies", "entry", "fixed_body", "inputs", "locations", "platform", "require")
 
     writes_platform = False
     """Whether the platform is part of the vertex, as it is where something runs or is chosen by it."""
@@ -62,73 +61,62 @@ class Op(ABC):
         inputs: Sequence[Output],
         dependencies: Iterable[Output] | None = None,
     ) -> None:
-        self.settings = settings
+        """dependencies are the inputs in the order in which they come in a definition, if that is another one."""
         self.inputs = tuple(inputs)
         """In the order of Op.inputs, the same output once if they are shared."""
         order = self.inputs if dependencies is None else dependencies
         self.dependencies = tuple(dict.fromkeys([output.op for output in order]))[::-1]
         """Ops that come earlier in a definition, the first of them last."""
-        self.metadata_and_caps: tuple[Metadata, tuple[str, ...]] = (settings.metadata, tuple(sorted(set(caps))))
-        self.caller: Caller | None = None if settings.locations else find_caller()
-
-    @property
-    def platform(self) -> Platform | None:
+        self.platform = settings.platform
         """What it is for; None leaves it to the marshal call."""
-        return self.settings.platform
+        self.require = settings.require
+        self.locations = settings.locations
+        self.caller: Caller | None = None if settings.locations else find_caller()
+        self.entry = entry(settings.metadata, caps)
+        """What is said of it, and the capabilities that it needs of any daemon."""
+        self.fixed_body: bytes | None = None
+        """What body() gives where no inputs fell together and the daemon's capabilities are not known."""
 
-    @property
-    def locations(self) -> tuple[Location, ...]:
-        return self.settings.locations
-
-    @abstractmethod
     def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
-        """The member of Op.op with its tag; mapping says which input each of self.inputs has become."""
+        """The member of Op.op with its tag.
 
-    def caps(self, call: Call) -> tuple[Metadata, tuple[str, ...]]:
-        """Own metadata, and capabilities that the daemon must have."""
+        mapping says which input each of self.inputs has become, where states that were made apart turned out to
+        be the same; None says that each is its own.
+        """
+        del call, mapping
+        assert self.fixed_body is not None  # ops that have none have their own body()
+        return self.fixed_body
+
+    def entry_for(self, call: Call) -> Entry:
+        """As entry, for the daemon of a call."""
         del call
-        return self.metadata_and_caps
+        return self.entry
 
 
 class LoadedOp(Op):
     """A vertex of a definition that was read: its bytes are used as they are."""
 
-    __slots__ = ("_locations", "_platform", "data", "has_metadata")
+    __slots__ = ("data", "has_metadata")
 
     def __init__(
         self,
         data: bytes,
         inputs: Sequence[Output],
-        metadata: Metadata,
-        caps: Iterable[str],
-        has_metadata: bool,
+        entry: Entry | None,
         platform: Platform | None,
         locations: tuple[Location, ...],
     ) -> None:
-        super().__init__(NO_SETTINGS, (), inputs)
+        super().__init__(Settings(platform=platform, locations=locations), (), inputs)
         self.caller = None
-        self.metadata_and_caps = (metadata, tuple(sorted(set(caps))))
         self.data = data
-        self.has_metadata = has_metadata
-        self._platform = platform
-        self._locations = locations
-
-    @property
-    def platform(self) -> Platform | None:
-        return self._platform
-
-    @property
-    def locations(self) -> tuple[Location, ...]:
-        return self._locations
-
-    def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
-        raise NotImplementedError("bytes of a definition that was read are not made again")
+        self.has_metadata = entry is not None
+        self.entry = entry or self.entry
 
 
 class SourceOp(Op):
     """Something that comes from outside: an image, a repository, a directory of the client."""
 
-    __slots__ = ("_body", "attrs", "identifier", "unique_id", "writes_platform")
+    __slots__ = ("attrs", "identifier", "unique_id", "writes_platform")
 
     def __init__(
         self,
@@ -148,14 +136,10 @@ class SourceOp(Op):
         super().__init__(settings, [*caps, "source.local.unique"] if is_unique else caps, ())
         if is_unique and unique_id:
             self.attrs = {**attrs, "local.unique": unique_id}
-        self._body = None if is_unique and not unique_id else self._encode(self.attrs)
-
-    @property
-    def needs_unique_id(self) -> bool:
-        return self._body is None
+        self.fixed_body = None if is_unique and not unique_id else self._encode(self.attrs)
 
     def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
-        return self._body or self._encode({**self.attrs, "local.unique": call.unique_id})
+        return self.fixed_body or self._encode({**self.attrs, "local.unique": call.unique_id})
 
     def _encode(self, attrs: Mapping[str, str]) -> bytes:
         return wire.blob(SOURCE, wire.text(b"\x0a", self.identifier) + wire.text_map(b"\x12", attrs.items()))
@@ -170,47 +154,39 @@ class MergeOp(Op):
 
     def __init__(self, inputs: Sequence[Output], settings: Settings) -> None:
         super().__init__(settings, ["mergeop"], inputs)
-
-    def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
-        positions = [wire.blob(b"\x0a", wire.number(b"\x08", index)) for index in range(len(self.inputs))]
-        return wire.blob(MERGE, b"".join(positions))
+        positions = [wire.blob(b"\x0a", wire.number(b"\x08", index)) for index in range(len(inputs))]
+        self.fixed_body = wire.blob(MERGE, b"".join(positions))
 
 
 class DiffOp(Op):
     """What upper has that lower has not."""
 
-    __slots__ = ("_body",)
+    __slots__ = ()
 
     shares_inputs = False
 
     def __init__(self, lower: Output, upper: Output | None, settings: Settings) -> None:
         super().__init__(settings, ["diffop"], [lower] if upper is None else [lower, upper])
         upper_position = wire.number(b"\x08", -1 if upper is None else 1)
-        self._body = wire.blob(DIFF, wire.blob(b"\x0a", b"") + wire.blob(b"\x12", upper_position))
-
-    def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
-        return self._body
+        self.fixed_body = wire.blob(DIFF, wire.blob(b"\x0a", b"") + wire.blob(b"\x12", upper_position))
 
 
 class PassthroughOp(Op):
     """A filesystem as it is, once others have been built too."""
 
-    __slots__ = ("_body",)
+    __slots__ = ()
 
     shares_inputs = False
 
     def __init__(self, name: str, inputs: Sequence[Output], settings: Settings) -> None:
         super().__init__(settings, ["passthroughop"], inputs)
-        self._body = wire.blob(PASSTHROUGH, wire.text(b"\x0a", name) + wire.blob(b"\x12", b"\x00"))
-
-    def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
-        return self._body
+        self.fixed_body = wire.blob(PASSTHROUGH, wire.text(b"\x0a", name) + wire.blob(b"\x12", b"\x00"))
 
 
 class BuildOp(Op):
     """A build whose definition is a file of another state."""
 
-    __slots__ = ("_body",)
+    __slots__ = ()
 
     writes_platform = True
 
@@ -218,10 +194,7 @@ class BuildOp(Op):
         super().__init__(settings, ["source.buildop.llbfilename"], [source])
         definition_input = wire.blob(b"\x0a", b"buildkit.llb.definition") + wire.blob(b"\x12", b"")
         attrs = [("llbbuild.filename", filename)] if filename else []
-        self._body = wire.blob(
+        self.fixed_body = wire.blob(
             BUILD,
             wire.number(b"\x08", -1) + wire.blob(b"\x12", definition_input) + wire.text_map(b"\x22", attrs),
         )
-
-    def body(self, call: Call, mapping: Sequence[int] | None) -> bytes:
-        return self._body

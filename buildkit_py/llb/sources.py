@@ -305,7 +305,7 @@ def oci_layout_blob(
 
 
 def _state(op: SourceOp) -> State:
-    return of_output(Output(op, platform=op.settings.platform))
+    return of_output(Output(op, platform=op.platform))
 
 
 def _blob(scheme: str, ref: str, attrs: Mapping[str, str], given: Settings) -> State:

@@ -408,7 +408,7 @@ class ExecState(State):
         if not mount.has_output:
             kind = "cache" if mount.cache_id else "tmpfs" if mount.is_tmpfs else "mount without output"
             raise InvalidOption(f"target={target!r}: a {kind} leaves nothing that could be used afterwards")
-        return of_output(Output(self.op, self.op.output_index(mount), self.op.settings.platform))
+        return of_output(Output(self.op, self.op.output_index(mount), self.op.own_platform))
 
 
 def of_output(output: Output | None) -> State:

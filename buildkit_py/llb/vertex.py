@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypedDict
 
 from buildkit_py.llb import check, wire
@@ -185,6 +186,50 @@ class Metadata:
 
 
 NO_METADATA = Metadata()
+
+
+class Entry:
+    """Metadata of a vertex with the capabilities that it needs; written at most once, however often it is used."""
+
+    __slots__ = ("_around", "caps", "metadata")
+
+    def __init__(self, metadata: Metadata, caps: tuple[str, ...]) -> None:
+        self.metadata = metadata
+        self.caps = caps
+        self._around: tuple[bytes, bytes] | None = None
+
+    def merged(self, other: Entry) -> Entry:
+        """Both, the other one on top."""
+        if other is self:
+            return self
+        return entry(self.metadata.merged(other.metadata), {*self.caps, *other.caps})
+
+    @property
+    def around(self) -> tuple[bytes, bytes]:
+        """What stands before and after the hex digits of the digest in Definition.metadata."""
+        if self._around is None:
+            self._around = around_digest(b"\x12", self.metadata.encode(self.caps))
+        return self._around
+
+
+def entry(metadata: Metadata, caps: Iterable[str]) -> Entry:
+    """Metadata and capabilities; vertexes without metadata share theirs."""
+    ordered = tuple(sorted(set(caps)))
+    return _plain_entry(ordered) if metadata is NO_METADATA else Entry(metadata, ordered)
+
+
+@lru_cache(maxsize=1024)
+def _plain_entry(caps: tuple[str, ...]) -> Entry:
+    return Entry(NO_METADATA, caps)
+
+
+def around_digest(tag: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A map entry whose key is a digest, without the 64 hex digits."""
+    after = wire.blob(b"\x12", value)
+    return tag + wire.varint(len(_DIGEST_KEY) + 64 + len(after)) + _DIGEST_KEY, after
+
+
+_DIGEST_KEY = b"\x0a\x47sha256:"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
