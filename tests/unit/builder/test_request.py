@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +106,7 @@ def test_an_image_output_with_push_is_a_push(context: Path) -> None:
     assert checked.outputs == ()
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], type[BuildKitError], str]] = {
     "context missing": ({"context": "/does/not/exist"}, InvalidOption, "context: /does/not/exist does not exist"),
     "context empty": ({"context": ""}, InvalidOption, "context"),
     "Dockerfile missing": ({"dockerfile": "nope"}, InvalidOption, "Dockerfile: nope does not exist"),
@@ -143,8 +145,7 @@ BAD = {
 def test_bad_input_gets_a_clear_error_before_any_work(case: str, context: Path) -> None:
     """Each names the argument or value that is wrong."""
     arguments, expected, needle = BAD[case]
-    fields: dict[str, object] = {"context": context, **arguments}
     with pytest.raises(BuildKitError) as caught:
-        plan(BuildRequest(**fields))  # type: ignore[arg-type]  # a table of wrong arguments
+        plan(replace(BuildRequest(context=context), **arguments))
     assert isinstance(caught.value, expected)
     assert needle in str(caught.value)
