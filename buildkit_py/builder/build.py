@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from buildkit_py.builder.hints import hint_for
 from buildkit_py.builder.identity import node_id
 from buildkit_py.builder.outputs import ClientOutputs
 from buildkit_py.builder.publish import Pushed, collect, push_root
@@ -142,7 +143,7 @@ class _Run:
             try:
                 result = await self._client.solve(request, session=own, on_status=labelled)
             except SolveError as error:
-                await self._explain(error, platform)
+                error.hint = await hint_for(error, platform, self._client.workers)
                 raise
             ended = time.monotonic()
         pushed = await self._read_back(result, platform)
@@ -186,21 +187,6 @@ class _Run:
         if merged is not None:
             return merged
         return solved[0].result.descriptor if len(solved) == 1 else None
-
-    async def _explain(self, error: SolveError, platform: Platform | None) -> None:
-        """Add what to try to a failure that is the platform's."""
-        if platform is None or "exec format error" not in "\n".join((error.message, *error.log_tail)):
-            return
-        try:
-            workers = await self._client.workers()
-        except BuildKitError:
-            return
-        can = workers[0].platforms if workers else ()
-        names = ", ".join(str(entry) for entry in can) or "none"
-        error.hint = (
-            f"the daemon cannot run {platform}; it can run {names}. Emulators add more: install "
-            "qemu-user-static and binfmt-support on the daemon's machine, then restart the daemon"
-        )
 
     def platform_result(self, entry: _Solved) -> PlatformResult:
         """The public record of one platform."""

@@ -118,6 +118,8 @@ def plan(request: BuildRequest) -> Plan:
             raise InvalidOption(f"attestation {kind!r}: expected provenance or sbom")
         attrs[f"attest:{kind}"] = parameters
     _check_outputs(outputs, platforms)
+    if len(platforms) > 1 and any(spec.type != "inline" for spec in request.cache_to):
+        raise InvalidOption("cache-to: for several platforms only type=inline is supported yet; others would overwrite")
     return Plan(
         request=request,
         platforms=platforms,

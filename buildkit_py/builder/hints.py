@@ -1,0 +1,46 @@
+"""What to try when a solve failed for a reason that this library knows more about than the daemon says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine, Sequence
+
+from buildkit_py.errors import BuildKitError, SolveError
+from buildkit_py.platforms import Platform
+from buildkit_py.records import Worker
+
+_REFUSED = re.compile(
+    r"\b(?:401 Unauthorized|403 Forbidden|authorization failed|insufficient_scope|no basic auth credentials|denied)\b"
+)
+_HOST = re.compile(r"https?://([A-Za-z0-9.\-]+(?::\d+)?|\[[0-9A-Fa-f:]+\](?::\d+)?)/")
+_PLAIN_HTTP = "server gave HTTP response to HTTPS client"
+
+
+async def hint_for(
+    error: SolveError, platform: Platform | None, workers: Callable[[], Coroutine[object, object, Sequence[Worker]]]
+) -> str:
+    """One line of advice, or "". workers is asked only where its answer helps."""
+    if "exec format error" in "\n".join((error.message, *error.log_tail)):
+        return await _emulation_hint(platform, workers)
+    host = _HOST.search(error.message)
+    if _PLAIN_HTTP in error.message:
+        name = host[1] if host else "the registry"
+        return f"{name} speaks plain HTTP: name it as insecure in the daemon's configuration"
+    if host and _REFUSED.search(error.message):
+        return f"log in first (docker login {host[1]}), or pass credentials that may do this"
+    return ""
+
+
+async def _emulation_hint(
+    platform: Platform | None, workers: Callable[[], Coroutine[object, object, Sequence[Worker]]]
+) -> str:
+    try:
+        found = await workers()
+    except BuildKitError:
+        return ""
+    names = ", ".join(str(entry) for entry in (found[0].platforms if found else ())) or "none"
+    wanted = f"{platform}" if platform is not None else "what this step is for"
+    return (
+        f"the daemon cannot run {wanted}; it can run {names}. Emulators add more: install qemu-user-static and "
+        "binfmt-support on the daemon's machine, then restart the daemon"
+    )

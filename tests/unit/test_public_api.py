@@ -1,0 +1,38 @@
+"""What is public is listed, and what is listed exists."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+import buildkit_py
+from buildkit_py import errors
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["buildkit_py", "buildkit_py.errors", "buildkit_py.registry", "buildkit_py.sync", "buildkit_py.builder"],
+)
+def test_every_listed_name_exists(name: str) -> None:
+    """And none is listed twice."""
+    module = importlib.import_module(name)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for item in module.__all__:
+        assert getattr(module, item) is not None
+
+
+def test_every_error_is_listed_and_drawn() -> None:
+    """In __all__, and in the tree of the module's docstring."""
+    classes = {name for name, item in vars(errors).items() if inspect.isclass(item) and issubclass(item, Exception)}
+    assert classes <= set(errors.__all__)
+    for name in classes:
+        assert name in (errors.__doc__ or "")
+
+
+def test_importing_the_package_is_quiet_and_has_a_version() -> None:
+    """The version is that of the distribution."""
+    from importlib.metadata import version
+
+    assert buildkit_py.__version__ == version("buildkit-py")
