@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -56,6 +57,11 @@ _PASSED_ON = frozenset(
     )
 )
 _FRAME = re.compile(r"\s+\S+\.(go|s):\d+(\s\+0x[0-9a-f]+)?")  # a file and line of a Go stack
+# What it has in its state directory; the lock is last, so that what is left of a removal is known for a daemon's.
+_OWN = (
+    *("buildkitd", "dockerd", "buildkitd.toml", "dockerd.json", "containerd.toml"),
+    *("daemon.json", "daemon.new", "daemon.log", "daemon.log.1", "daemon.lock"),
+)
 _REGISTRY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
 
 
@@ -106,10 +112,16 @@ class _Record:
     address: str
     version: str
     insecure_registries: tuple[str, ...] = field(default=())
+    helper: Process | None = None
+    """The containerd of a dockerd."""
 
     @property
     def process(self) -> Process:
         return Process(self.pid, self.started)
+
+    def alive(self) -> bool:
+        """Whether all of it still runs."""
+        return self.process.alive() and (self.helper is None or self.helper.alive())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +145,11 @@ class Layout:
         return self.state / kind
 
     @property
+    def lock(self) -> Path:
+        """Held while the daemon is started or stopped; it also marks the directory as a daemon's."""
+        return self.state / "daemon.lock"
+
+    @property
     def log(self) -> Path:
         return self.state / "daemon.log"
 
@@ -142,6 +159,10 @@ class Layout:
 
     def socket(self, kind: DaemonKind) -> Path:
         return self.runtime / ("docker.sock" if kind == "dockerd" else "buildkitd.sock")
+
+    @property
+    def containerd_socket(self) -> Path:
+        return self.runtime / "containerd.sock"
 
     def address(self, kind: DaemonKind) -> str:
         return f"{'docker' if kind == 'dockerd' else 'unix'}://{self.socket(kind)}"
@@ -188,12 +209,13 @@ async def start(options: DaemonOptions | None = None) -> DaemonStatus:
         raise InvalidOption(f"timeout {options.timeout}: expected more than 0 seconds")
     for registry in options.insecure_registries:
         _check_registry(registry, options.kind)
-    _require_root()
     layout = Layout.of(options.state_dir)
+    _check_ours(layout)
+    _require_root()
     _make_private(layout.state)
     async with _locked(layout, options.timeout):
         record = _read_record(layout)
-        if record is not None and record.process.alive():
+        if record is not None and record.alive():
             _check_same(record, options, layout)
             await _answering(record, layout, options.timeout)
             return _status(layout)
@@ -220,15 +242,16 @@ async def stop(state_dir: Path | None = None, *, timeout: float = 10.0, remove: 
     """End the daemon and all that it started; its data stays, for the next start, unless remove is set.
 
     It is asked first and killed after timeout seconds: a build that runs is no reason to wait for ever. What an
-    earlier, killed daemon left behind is cleared too. Not an error when none runs.
+    earlier, killed daemon left behind is cleared too. Not an error when none runs. Files in the state directory that
+    are not the daemon's are never touched.
     """
     layout = Layout.of(state_dir)
-    if layout.state.exists():
+    if layout.lock.exists():
         _require_root()
         async with _locked(layout, timeout + _KILL_SECONDS):
             await _end(layout, _search_path(DaemonOptions()), grace=timeout)
             if remove:
-                await asyncio.to_thread(shutil.rmtree, layout.state)
+                await asyncio.to_thread(_remove, layout)
     return _status(layout)
 
 
@@ -252,21 +275,47 @@ async def _launch(layout: Layout, options: DaemonOptions, kind: DaemonKind, bina
     config.write_text(text)
     with contextlib.suppress(FileNotFoundError):
         layout.log.replace(layout.log.with_suffix(".log.1"))
-    env = {name: value for name, value in os.environ.items() if name in _PASSED_ON}
-    try:
-        process = spawn(
-            [*command, str(config), *options.arguments],
-            env={**env, "PATH": path, MARK: layout.tag},
-            log=layout.log,
-        )
-    except OSError as error:
-        raise ConnectFailed(f"cannot start {binary}: {error.strerror}") from error
-    if process is None:
-        raise _ended(layout, kind)
+    helper = _spawn_containerd(layout, path) if kind == "dockerd" else None
+    process = _spawn([*command, str(config), *options.arguments], layout, path)
     registries = tuple(sorted(options.insecure_registries))
-    record = _Record(process.pid, process.started, kind, layout.address(kind), version, registries)
+    record = _Record(process.pid, process.started, kind, layout.address(kind), version, registries, helper)
     _write_record(layout, record)
     return record
+
+
+def _spawn_containerd(layout: Layout, path: str) -> Process:
+    """Start dockerd's containerd: left to itself dockerd takes the machine's, where there is one."""
+    config = layout.state / "containerd.toml"
+    config.write_text(containerd_config(layout))
+    # find_daemon() has found it on this path.
+    return _spawn([shutil.which("containerd", path=path) or "containerd", "--config", str(config)], layout, path)
+
+
+def _spawn(command: Sequence[str], layout: Layout, path: str) -> Process:
+    env = {name: value for name, value in os.environ.items() if name in _PASSED_ON}
+    try:
+        process = spawn(command, env={**env, "PATH": path, MARK: layout.tag}, log=layout.log)
+    except OSError as error:
+        raise ConnectFailed(f"cannot start {command[0]}: {error.strerror}") from error
+    if process is None:
+        raise _ended(layout, Path(command[0]).name)
+    return process
+
+
+def containerd_config(layout: Layout) -> str:
+    """Text of the configuration file of dockerd's containerd. A JSON string is a TOML basic string too."""
+    lines = [
+        "version = 2",
+        # Kubernetes' interface, and a plugin that writes to /opt.
+        'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]',
+        f"root = {json.dumps(str(layout.data('dockerd') / 'containerd' / 'daemon'))}",
+        f"state = {json.dumps(str(layout.runtime / 'exec' / 'containerd'))}",
+        "[grpc]",
+        f"  address = {json.dumps(str(layout.containerd_socket))}",
+        "[debug]",
+        '  level = "warn"',  # at each start it tells of a hundred plugins
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def dockerd_config(layout: Layout, insecure_registries: tuple[str, ...]) -> str:
@@ -278,6 +327,7 @@ def dockerd_config(layout: Layout, insecure_registries: tuple[str, ...]) -> str:
             "pidfile": str(layout.runtime / "docker.pid"),
             "hosts": [f"unix://{layout.socket('dockerd')}"],
             "group": "root",
+            "containerd": str(layout.containerd_socket),
             "features": {"containerd-snapshotter": True},
             "insecure-registries": list(insecure_registries),
             # Its own chains in the machine's firewall would disturb other engines: see network.py.
@@ -301,6 +351,8 @@ def buildkitd_config(layout: Layout, insecure_registries: tuple[str, ...]) -> st
         f"root = {json.dumps(str(layout.data('buildkitd')))}",
         "[grpc]",
         f"  address = [{json.dumps(socket)}]",
+        "[otel]",
+        f"  socketPath = {json.dumps(str(layout.runtime / 'otel.sock'))}",
         "[worker.containerd]",
         "  enabled = false",
         "[worker.oci]",
@@ -320,7 +372,7 @@ async def _answering(record: _Record, layout: Layout, timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
             while not await answers(socket):
-                if not record.process.alive():
+                if not record.alive():
                     raise _ended(layout, record.kind)
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
@@ -361,11 +413,30 @@ async def _exchange(socket: str, request: bytes, size: int) -> bytes:
 async def _end(layout: Layout, path: str, *, grace: float) -> None:
     """End the daemon, asking first when there is a grace period, and clear what it leaves."""
     record = _read_record(layout)
-    if record is not None and grace > 0 and record.process.alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(record.pid, 15)
-        await wait_gone(record.process, grace)
+    if record is not None and grace > 0:
+        # The daemon before its containerd, which it needs for its own end.
+        for process in filter(None, (record.process, record.helper)):
+            await _ask_to_end(process, grace)
     await _clear(layout, path)
+
+
+async def _ask_to_end(process: Process, grace: float) -> None:
+    if process.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        await wait_gone(process, grace)
+
+
+def _remove(layout: Layout) -> None:
+    """Remove what a daemon has in its state directory, and the directory unless others have put something there."""
+    for name in _OWN:
+        path = layout.state / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        layout.state.rmdir()
 
 
 async def _clear(layout: Layout, path: str) -> None:
@@ -393,7 +464,7 @@ async def _locked(layout: Layout, timeout: float) -> AsyncGenerator[None]:
     with contextlib.ExitStack() as stack:
         try:
             async with asyncio.timeout(timeout):
-                while not _lock(layout.state / "lock", stack):  # noqa: ASYNC110  # the holder may be another process
+                while not _lock(layout.lock, stack):  # noqa: ASYNC110  # the holder may be another process
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             raise DeadlineExceeded(
@@ -420,7 +491,7 @@ def _lock(path: Path, stack: contextlib.ExitStack) -> bool:
 def _status(layout: Layout) -> DaemonStatus:
     stopped = DaemonStatus(running=False, state_dir=layout.state, log=layout.log)
     record = _read_record(layout)
-    if record is None or not record.process.alive():
+    if record is None or not record.alive():
         return stopped
     return replace(
         stopped,
@@ -448,7 +519,11 @@ def _read_record(layout: Layout) -> _Record | None:
     if not (isinstance(address, str) and isinstance(version, str) and kind in ("buildkitd", "dockerd")):
         return None
     names = tuple(str(name) for name in cast("list[object]", registries))
-    return _Record(pid, started, kind, address, version, names)
+    match fields.get("helper"):
+        case {"pid": int() as helper, "started": str() as helper_started}:
+            return _Record(pid, started, kind, address, version, names, Process(helper, helper_started))
+        case _:
+            return _Record(pid, started, kind, address, version, names)
 
 
 def _write_record(layout: Layout, record: _Record) -> None:
@@ -481,6 +556,18 @@ def _check_registry(text: str, kind: str) -> None:
             raise InvalidOption(f"insecure registry {text!r}: buildkitd takes host:port, not networks")
     elif not _REGISTRY.fullmatch(text):
         raise InvalidOption(f"insecure registry {text!r}: expected host, host:port or a network")
+
+
+def _check_ours(layout: Layout) -> None:
+    """Raise InvalidOption for a directory that holds something else: a daemon's files are deleted by their names."""
+    try:
+        others = not layout.lock.exists() and any(layout.state.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InvalidOption(f"state directory {layout.state}: {error.strerror}") from error
+    if others:
+        raise InvalidOption(f"state directory {layout.state}: it is not empty, and holds no daemon; name another one")
 
 
 def _require_root() -> None:

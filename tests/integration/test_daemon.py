@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -147,6 +149,59 @@ async def test_what_a_killed_daemon_leaves_is_cleared_by_the_next_start(
 async def test_remove_deletes_everything(state_dir: Path) -> None:
     await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix()))
     await daemon.stop(state_dir, remove=True)
+    assert not state_dir.exists()
+    assert leftovers(state_dir) == []
+
+
+async def test_remove_spares_what_others_put_there(state_dir: Path) -> None:
+    await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix()))
+    (state_dir / "mine").touch()
+    await daemon.stop(state_dir, remove=True)
+    assert [path.name for path in state_dir.iterdir()] == ["mine"]
+    (state_dir / "mine").unlink()
+
+
+async def test_dockerd_leaves_the_containerd_of_the_machine_alone(state_dir: Path) -> None:
+    """It has one of its own; without that it does not count as running, and the next start begins anew."""
+    options = DaemonOptions(state_dir=state_dir, prefix=prefix(), kind="dockerd")
+    try:
+        daemon.find_daemon(options)
+    except ConnectFailed as reason:
+        pytest.skip(str(reason))
+    first = await daemon.start(options)
+    assert str(Layout.of(state_dir).containerd_socket) in first.log.read_text()
+    containerd = json.loads((state_dir / "daemon.json").read_text())["helper"]["pid"]
+    os.kill(containerd, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while (await daemon.status(state_dir)).running:
+            await asyncio.sleep(0.02)
+
+    second = await daemon.start(options)
+    assert second.running
+    assert second.pid != first.pid
+
+
+async def test_the_command_line(state_dir: Path) -> None:
+    """start prints the address alone, as often as it is called; status tells by its exit code; stop says nothing."""
+
+    async def run(action: str, *arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "buildkit_py", "daemon", action, "--state-dir", str(state_dir), *arguments]
+        env = {**os.environ, "BUILDKIT_PY_PREFIX": str(prefix())}
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=env, stdout=subprocess.PIPE, text=True, timeout=90, check=False
+        )
+        return done.returncode, done.stdout
+
+    assert await run("status") == (1, "")
+    code, address = await run("start")
+    assert code == 0
+    assert await run("start") == (0, address)
+    record = json.loads((state_dir / "daemon.json").read_text())
+    assert await run("status") == (0, f"{address.strip()} {record['pid']}\n")
+    assert await run("status", "--remove") == (2, "")
+    assert await run("stop") == (0, "")
+    assert await run("status") == (1, "")
+    assert await run("stop", "--remove") == (0, "")
     assert not state_dir.exists()
     assert leftovers(state_dir) == []
 

@@ -105,6 +105,23 @@ async def test_status_and_stop_where_nothing_was_started(tmp_path: Path) -> None
     assert not (tmp_path / "none").exists()
 
 
+async def test_a_directory_that_holds_something_else_is_not_taken(tmp_path: Path) -> None:
+    """Neither its mode nor its files change, whatever is asked for."""
+    (tmp_path / "mine").write_text("precious")
+    tmp_path.chmod(0o755)
+    with pytest.raises(InvalidOption, match="not empty"):
+        await daemon.start(DaemonOptions(state_dir=tmp_path))
+    await daemon.stop(tmp_path, remove=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+async def test_a_state_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidOption, match="Not a directory"):
+        await daemon.start(DaemonOptions(state_dir=tmp_path / "file"))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "1"}', '{"pid": 1, "started": "x", "kind": "other"}'])
 async def test_a_record_of_no_use_is_no_daemon(tmp_path: Path, text: str) -> None:
     (tmp_path / "daemon.json").write_text(text)
@@ -123,8 +140,8 @@ def test_names_fit_where_they_are_used() -> None:
     """A deep state directory makes no socket path too long (107 bytes), no interface name either (15)."""
     layout = Layout.of(Path("/" + "/".join(["a-rather-long-name"] * 20)))
     assert len(layout.tag) <= 15
-    longest = layout.runtime / "exec" / "containerd" / "containerd.sock.ttrpc"
-    assert len(os.fsencode(longest)) <= 107
+    for socket in ("containerd.sock.ttrpc", "exec/libnetwork/68266b03314e.sock", "exec/metrics.sock"):
+        assert len(os.fsencode(layout.runtime / socket)) <= 107
     assert Layout.of(Path("/other")).tag != layout.tag
 
 
@@ -138,6 +155,9 @@ def test_configuration_of_buildkitd_is_toml_and_of_dockerd_json() -> None:
     engine = json.loads(launch.dockerd_config(layout, registries))
     assert engine["insecure-registries"] == list(registries)
     assert engine["hosts"] == [f"unix://{layout.socket('dockerd')}"]
+    runtime = tomllib.loads(launch.containerd_config(layout))
+    assert runtime["grpc"]["address"] == engine["containerd"]
+    assert Path(runtime["root"]).is_relative_to(layout.state)
 
 
 def test_stack_frames_do_not_hide_the_error() -> None:
