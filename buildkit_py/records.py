@@ -76,6 +76,17 @@ class Worker:
             version=None if version is None else DaemonInfo.from_pb(version),
         )
 
+    def emulation_hint(self, platform: Platform | None) -> str:
+        """What to try after an ``exec format error``; "" where the worker can run programs of the platform."""
+        if platform in self.platforms:
+            return ""
+        wanted = "what this step is for" if platform is None else str(platform)
+        names = ", ".join(str(entry) for entry in self.platforms) or "none"
+        return (
+            f"the daemon cannot run {wanted}; it can run {names}. Emulators add more: install "
+            "qemu-user-static and binfmt-support on the daemon's machine, then restart the daemon"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageRecord:

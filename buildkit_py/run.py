@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from buildkit_py.client import Client, SolveRequest
 from buildkit_py.digest import Digest
-from buildkit_py.errors import InvalidOption, InvalidPlatform, SolveError
+from buildkit_py.errors import BuildErrors, BuildKitError, InvalidOption, InvalidPlatform, SolveError, leaves
 from buildkit_py.oci import MAX_CONFIG_BYTES, Descriptor, ImageConfig, Manifest, parse_manifest_or_index
 from buildkit_py.pb import ops_pb2
 from buildkit_py.platforms import Platform, parse_platforms
@@ -40,6 +42,14 @@ class RunRequest:
     env: Sequence[str] = ()
     """``NAME=VALUE`` items, which outrank the image's."""
 
+    def check(self) -> None:
+        """Raise InvalidOption, InvalidPlatform or InvalidReference for what cannot be run anywhere."""
+        Reference.parse_normalized(self.reference)
+        parse_platforms(self.platforms)
+        for item in self.env:
+            if "=" not in item or item.startswith("="):
+                raise InvalidOption(f"env {item!r}: expected NAME=VALUE")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
@@ -64,22 +74,24 @@ async def run(
     """Run every platform, all at once, and hand over what they print in the order of the platforms.
 
     Each manifest is run by digest, with the image's own environment, user and directory, and never from
-    the daemon's cache. A daemon keeps 2 MiB of each one's output, and says so where it cut. A process that
-    fails is a result, not an error; SolveError is raised where none could be started. attachables serve
-    the daemon, above all credentials for the pull.
+    the daemon's cache. Output is the log of a build step: unless configured otherwise a daemon cuts each
+    one's at 2 MiB, and at 200 KiB a second, and says so in the output where it cut. A process that fails is a
+    result, not an error; SolveError is raised where none could be started, BuildErrors where that happens to
+    several platforms. attachables serve the daemon, above all credentials for the pull.
     """
-    for item in request.env:
-        if "=" not in item or item.startswith("="):
-            raise InvalidOption(f"env {item!r}: expected NAME=VALUE")
+    request.check()
     wanted = parse_platforms(request.platforms)
     reference = Reference.parse_normalized(request.reference)
     images = await _images(registry, reference, wanted)
     turns = _Turns([platform for platform, _, _ in images], on_output)
-    async with client.open_session(attachables) as session, asyncio.TaskGroup() as tasks:
-        running = [
-            tasks.create_task(_run_one(client, session, reference, image, request, turns=turns, on_status=on_status))
-            for image in images
-        ]
+    definitions = [_definition(reference, image, request) for image in images]
+    async with client.open_session(attachables) as session:
+        with _joined():
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(_run_one(client, session, image, definition, turns=turns, on_status=on_status))
+                    for image, definition in zip(images, definitions, strict=True)
+                ]
     return tuple(task.result() for task in running)
 
 
@@ -97,20 +109,21 @@ async def _images(registry: Registry, reference: Reference, wanted: Sequence[Pla
         if not chosen or len(wanted) > 1:
             raise InvalidPlatform(f"{reference}: has {images[0][0]} only")
         return chosen
-    entries = [
-        (entry.platform.normalized(), entry)
-        for entry in content.manifests
-        if not entry.is_attestation and entry.platform is not None
-    ]
+    entries: dict[Platform, Descriptor] = {}
+    for entry in content.images:
+        if entry.platform is not None:
+            entries.setdefault(entry.platform.normalized(), entry)  # the first of several, as everywhere
     picked: list[tuple[Platform, Descriptor]] = []
-    for platform in wanted or [platform for platform, _ in entries]:
-        match = next((entry for have, entry in entries if have == platform), None)
-        if match is None:
-            names = ", ".join(str(have) for have, _ in entries) or "none"
+    for platform in wanted or entries:
+        if platform not in entries:
+            names = ", ".join(str(have) for have in entries) or "none"
             raise InvalidPlatform(f"{reference}: has no {platform}; its platforms are {names}")
-        picked.append((platform, match))
-    async with asyncio.TaskGroup() as tasks:
-        reading = [tasks.create_task(_child_config(registry, reference, entry)) for _, entry in picked]
+        picked.append((platform, entries[platform]))
+    if not picked:
+        raise InvalidPlatform(f"{reference}: has no image of any platform")
+    with _joined():
+        async with asyncio.TaskGroup() as tasks:
+            reading = [tasks.create_task(_child_config(registry, reference, entry)) for _, entry in picked]
     return [(platform, entry, task.result()) for (platform, entry), task in zip(picked, reading, strict=True)]
 
 
@@ -130,14 +143,13 @@ async def _config(registry: Registry, reference: Reference, manifest: Manifest) 
 async def _run_one(
     client: Client,
     session: Session,
-    reference: Reference,
     image: _Image,
-    request: RunRequest,
+    definition: bytes,
     *,
     turns: _Turns,
     on_status: Callable[[str, StatusUpdate], None] | None,
 ) -> RunResult:
-    platform, descriptor, config = image
+    platform, descriptor, _ = image
     label = str(platform)
 
     def fold(update: StatusUpdate) -> None:
@@ -146,7 +158,7 @@ async def _run_one(
         if on_status is not None:
             on_status(label, update)
 
-    solve = SolveRequest(definition=_definition(reference, descriptor.digest, platform, config, request), label=label)
+    solve = SolveRequest(definition=definition, label=label)
     loop = asyncio.get_running_loop()
     started = loop.time()
     exit_code = 0
@@ -155,19 +167,44 @@ async def _run_one(
     except SolveError as error:
         if error.exit_code is None:
             raise
+        if any("exec format error" in line for line in error.log_tail):
+            await _explain(client, error, platform)
         exit_code = error.exit_code
     turns.end(platform)
     return RunResult(platform=platform, digest=descriptor.digest, exit_code=exit_code, seconds=loop.time() - started)
 
 
-def _definition(
-    reference: Reference, digest: Digest, platform: Platform, config: ImageConfig, request: RunRequest
-) -> bytes:
+async def _explain(client: Client, error: SolveError, platform: Platform) -> None:
+    """Raise the error, with what to try, where it is the daemon that cannot run programs of the platform."""
+    workers = await client.workers()
+    hint = workers[0].emulation_hint(platform) if workers else ""
+    if hint:
+        error.hint = hint
+        raise error
+
+
+@contextmanager
+def _joined() -> Generator[None, None, None]:
+    """One error of a task group as itself, several as BuildErrors; what is not ours goes on as it is."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = leaves(group)
+        if len(errors) == 1:
+            raise errors[0] from errors[0].__cause__
+        ours = [error for error in errors if isinstance(error, BuildKitError)]
+        if len(ours) != len(errors):
+            raise
+        raise BuildErrors(f"{len(ours)} platforms failed", ours) from None
+
+
+def _definition(reference: Reference, image: _Image, request: RunRequest) -> bytes:
     """One exec vertex on the image's file system.
 
     Source: buildkit, solver/pb/ops.proto: inputs are named by the digest of their serialised op, and the
     last op of a definition only names the result.
     """
+    platform, descriptor, config = image
     args = [*config.entrypoint, *(request.args or config.cmd)]
     if not args:
         raise InvalidOption(f"{reference}: the image has no command; give one")
@@ -176,7 +213,7 @@ def _definition(
     if not any(item.startswith("PATH=") for item in env):
         env.insert(0, _DEFAULT_PATH)
     target = platform.to_pb()
-    name = f"{reference.name}@{digest}"
+    name = f"{reference.name}@{descriptor.digest}"
     source = ops_pb2.Op(
         source=ops_pb2.SourceOp(identifier=f"docker-image://{name}"),
         platform=target,
@@ -185,7 +222,7 @@ def _definition(
     process = ops_pb2.Op(
         inputs=[ops_pb2.Input(digest=str(Digest.of(source)), index=0)],
         exec=ops_pb2.ExecOp(
-            meta=ops_pb2.Meta(args=args, env=env, cwd=config.working_dir or "/", user=config.user),
+            meta=ops_pb2.Meta(args=args, env=env, cwd=posixpath.join("/", config.working_dir), user=config.user),
             mounts=[ops_pb2.Mount(input=0, dest="/", output=0)],
         ),
         platform=target,

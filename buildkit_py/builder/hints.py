@@ -38,9 +38,4 @@ async def _emulation_hint(
         found = await workers()
     except BuildKitError:
         return ""
-    names = ", ".join(str(entry) for entry in (found[0].platforms if found else ())) or "none"
-    wanted = f"{platform}" if platform is not None else "what this step is for"
-    return (
-        f"the daemon cannot run {wanted}; it can run {names}. Emulators add more: install qemu-user-static and "
-        "binfmt-support on the daemon's machine, then restart the daemon"
-    )
+    return found[0].emulation_hint(platform) if found else ""

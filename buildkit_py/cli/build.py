@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from buildkit_py.builder import BuildRequest, build
-from buildkit_py.builder.request import DEFAULT_PROVENANCE
+from buildkit_py.builder.request import DEFAULT_PROVENANCE, plan
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.files import check_writable, write_text
 from buildkit_py.cli.progress import show_progress, shows_logs
@@ -52,15 +52,19 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
 
 
 async def execute(args: argparse.Namespace) -> int:
-    """Build; print the digest of what was made."""
+    """Build; print the digest of what was made, unless that itself goes to stdout."""
     request = _request(args)
+    plan(request)  # bad input is told of without a daemon
+    to_stdout = any(spec.dest == "-" for spec in request.outputs)
+    if to_stdout and sys.stdout.isatty():
+        raise InvalidOption("output dest=-: standard output is a terminal; redirect it, or name a file")
     for path in (args.metadata_file, args.iidfile):
         # Before any work: a file that cannot be written must not cost a build.
         if path is not None:
             check_writable(Path(path))
     mode = "quiet" if args.quiet else args.progress
     args.logs_shown = shows_logs(mode)
-    async with open_client(args) as client, show_progress(mode, sys.stderr) as on_status:
+    async with show_progress(mode, sys.stderr) as on_status, open_client(args) as client:
         result = await build(client, request, on_status=on_status)
     if not (request.push or request.outputs):
         print(
@@ -72,7 +76,7 @@ async def execute(args: argparse.Namespace) -> int:
         write_text(Path(args.metadata_file), json.dumps(result.metadata(), indent=2) + "\n")
     if args.iidfile is not None and digest is not None:
         write_text(Path(args.iidfile), digest)
-    if digest is not None:
+    if digest is not None and not to_stdout:
         print(digest)
     return 0
 

@@ -16,6 +16,7 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     inspect = commands.add_parser("inspect", help="print a manifest or an index", allow_abbrev=False)
     inspect.add_argument("reference", metavar="REF")
     inspect.add_argument("--raw", action="store_true", help="print the bytes as the registry has them")
+    inspect.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="print tracebacks")
 
 
 async def execute(args: argparse.Namespace) -> int:

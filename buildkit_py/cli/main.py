@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import NoReturn, Protocol, cast
 
 from buildkit_py.errors import (
-    BuildErrors,
     BuildKitError,
     InvalidAddress,
     InvalidDigest,
@@ -25,6 +24,7 @@ from buildkit_py.errors import (
     InvalidReference,
 )
 
+_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _USAGE_ERRORS = (InvalidAddress, InvalidDigest, InvalidOption, InvalidPlatform, InvalidReference)
 
 _COMMANDS = {
@@ -38,6 +38,8 @@ _COMMANDS = {
     "daemon": ("daemon", "start, show or stop a private local daemon"),
 }
 """Module and help line by command."""
+_PASSES_ON = frozenset({"run"})
+"""Commands that pass on what follows ``--``, as ``args.rest``."""
 
 
 class _Subparsers(Protocol):
@@ -64,44 +66,50 @@ class _CommandModule(Protocol):
 
 def entry() -> NoReturn:
     """Console script."""
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    if code in {_INTERRUPTED, _TERMINATED}:
+        # All has been cleared. A thread may still wait for a disk or a name server; the user does not.
+        _flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Prints the result to stdout and all else to stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser, modules = _parser(words)
+    args = argparse.Namespace()
     try:
-        args = parser.parse_args(words)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    debug = bool(getattr(args, "debug", False))
-    try:
+        parser, modules, rest = _parser(words)
+        parser.parse_args(words[: len(words) - len(rest)], args)
+        args.rest = tuple(rest[1:])
         return _run(modules[args.command].execute(args))
+    except SystemExit as stop:  # argparse has said why
+        return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         _say("interrupted")
-        return 128 + signal.SIGINT
+        return _INTERRUPTED
     except _Terminated:
         _say("terminated")
-        return 128 + signal.SIGTERM
+        return _TERMINATED
     except BrokenPipeError:
-        # The reader of stdout is gone; keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read stdout or stderr is gone; keep the interpreter from complaining about it at exit.
+        _flush()
         return 1
-    except BuildKitError as error:
-        if debug:
+    except Exception as error:
+        if getattr(args, "debug", False):
             traceback.print_exc()
         _report(error, logs_shown=bool(getattr(args, "logs_shown", False)))
         return 2 if isinstance(error, _USAGE_ERRORS) else 1
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-        return 1
 
 
-def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _CommandModule]]:
-    """Only the module of the command that is called gets imported: start-up time is what users feel."""
+def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _CommandModule], Sequence[str]]:
+    """The parser, the module of the command by its name, and the words from ``--`` on where they are not ours.
+
+    Only the module of the command that is called gets imported: start-up time is what users feel.
+    """
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     group = shared.add_argument_group("daemon")
     group.add_argument("--addr", metavar="ADDR", help="daemon, such as unix:///run/buildkit/buildkitd.sock")
@@ -120,13 +128,15 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _C
     parser.add_argument("--version", action="version", version=_version())
     commands = cast("_Subparsers", parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
     called = {word for word in words if word in _COMMANDS}
+    command_word = next((word for word in words if word in _COMMANDS), None)
+    rest = words[words.index("--") :] if command_word in _PASSES_ON and "--" in words else ()
     modules: dict[str, _CommandModule] = {}
     for name, (module, help_line) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_line, description=help_line, parents=[shared], allow_abbrev=False)
         if name in called:
             modules[name] = cast("_CommandModule", importlib.import_module(f"buildkit_py.cli.{module}"))
             modules[name].configure(name, command)
-    return parser, modules
+    return parser, modules, rest
 
 
 def _version() -> str:
@@ -159,6 +169,10 @@ def _run(command: Coroutine[object, object, int]) -> int:
 
     try:
         return asyncio.run(under_signals())
+    except Exception as error:
+        if terminated:  # whatever the command made of being cancelled
+            raise _Terminated from error
+        raise
     except asyncio.CancelledError:
         if terminated:
             raise _Terminated from None
@@ -172,19 +186,32 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, action: 
         return
 
 
-def _report(error: BuildKitError, *, logs_shown: bool) -> None:
-    if isinstance(error, BuildErrors):
-        for member in error.exceptions:
-            if isinstance(member, BuildKitError):
-                _report(member, logs_shown=logs_shown)
-        return
-    from buildkit_py.cli.report import error_text
+def _report(error: BaseException, *, logs_shown: bool) -> None:
+    """Errors of the library and of files in a line each; anything else is a bug, and is called one."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            _report(member, logs_shown=logs_shown)
+    elif isinstance(error, BuildKitError):
+        from buildkit_py.cli.report import error_text
 
-    _say(error_text(error, logs_shown=logs_shown))
+        _say(error_text(error, logs_shown=logs_shown))
+    elif isinstance(error, OSError):
+        _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    else:
+        _say(f"error: unexpected {type(error).__name__}: {error}; --debug shows where. Please report it as a bug")
 
 
 def _say(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except (OSError, ValueError):  # nobody reads it any more
         return
+
+
+def _flush() -> None:
+    """Write out what is buffered; a stream that nobody reads is pointed at nothing instead."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed before we began
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

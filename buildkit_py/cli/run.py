@@ -20,15 +20,13 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="environment")
     parser.add_argument("--progress", default="quiet", choices=("auto", "plain", "tty", "rawjson", "quiet"))
-    parser.add_argument(
-        "args", nargs=argparse.REMAINDER, metavar="-- ARG", help="what replaces the image's own command"
-    )
+    parser.epilog = "What follows -- replaces the image's own command: buildkit-py run REF -- sh -c 'uname -m'"
 
 
 async def execute(args: argparse.Namespace) -> int:
     """Run each platform; the exit code is the first that is not 0, in the order of the platforms."""
-    words = args.args[1:] if args.args[:1] == ["--"] else args.args
-    request = RunRequest(reference=args.reference, platforms=args.platform, args=tuple(words), env=tuple(args.env))
+    request = RunRequest(reference=args.reference, platforms=args.platform, args=args.rest, env=tuple(args.env))
+    request.check()
     args.logs_shown = shows_logs(args.progress)
 
     def output(_: Platform, stream: int, data: bytes) -> None:
@@ -37,9 +35,9 @@ async def execute(args: argparse.Namespace) -> int:
         file.flush()
 
     async with (
+        show_progress(args.progress, sys.stderr) as on_status,
         open_client(args) as client,
         open_registry() as (registry, auth),
-        show_progress(args.progress, sys.stderr) as on_status,
     ):
         results = await run(
             client, request, registry=registry, attachables=[auth], on_output=output, on_status=on_status
