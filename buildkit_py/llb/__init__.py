@@ -15,7 +15,7 @@ from buildkit_py.llb.compare import Comparison, FieldChange, VertexChange, compa
 from buildkit_py.llb.definition import Definition, Input, Vertex
 from buildkit_py.llb.dump import dump, dump_json
 from buildkit_py.llb.fileop import Chain, Copy, Mkdir, Mkfile, Rm, Symlink
-from buildkit_py.llb.graph import graph
+from buildkit_py.llb.graph import Format, graph
 from buildkit_py.llb.loading import load
 from buildkit_py.llb.marshal import marshal
 from buildkit_py.llb.mounts import SSH, Device, Mount, Proxy, Secret, Ulimit, bind, cache, tmpfs
@@ -81,6 +81,7 @@ __all__ = [
     "dump",
     "dump_json",
     "graph",
+    "Format",
     "compare",
     "Comparison",
     "VertexChange",

@@ -66,7 +66,7 @@ def several(name: str, values: object) -> tuple[object, ...]:
     raise fail(name, given, "a sequence")
 
 
-def of_type(name: str, values: object, kind: type[T], expected: str) -> tuple[T, ...]:
+def of_type(name: str, values: object, kind: type[T] | tuple[type[T], ...], expected: str) -> tuple[T, ...]:
     """Several values of one class."""
     items = several(name, values)
     for index, item in enumerate(items):

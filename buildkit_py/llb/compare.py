@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from buildkit_py.llb.definition import Definition
+from buildkit_py.llb.definition import Definition, Input
 from buildkit_py.llb.dump import one_line, op_fields, short
 
 _VALUE_WIDTH = 120
@@ -59,55 +59,99 @@ class Comparison:
             return f"no difference, {self.shared} vertexes\n"
         lines: list[str] = []
         for change in self.changes:
-            before, after = (short(digest) if digest else "none" for digest in (change.before, change.after))
-            lines.append(f"{before} -> {after} {one_line(change.name, _VALUE_WIDTH)}")
-            lines += [f"    {field}" for field in change.fields]
+            name = one_line(change.name, _VALUE_WIDTH)
+            if not change.before:
+                lines.append(f"added {short(change.after)} {name}")
+            elif not change.after:
+                lines.append(f"removed {short(change.before)} {name}")
+            else:
+                lines.append(f"{short(change.before)} -> {short(change.after)} {name}")
+                lines += [f"    {field}" for field in change.fields]
         lines.append(f"{self.downstream} more differ in what they depend on, {self.shared} are in both")
         return "\n".join(lines) + "\n"
 
 
 def compare(before: Definition, after: Definition) -> Comparison:
-    """Walk both graphs from their results and pair up vertexes by the places they have as inputs."""
-    digests, known = set(after.walk()), set(before.walk())
+    """Walk both graphs from their results and pair up vertexes by the places they have as inputs.
+
+    What both graphs have is never a difference; a vertex that only one has, beside one that both have, was added
+    or removed there.
+    """
+    known, digests = set(before.walk()), set(after.walk())
+    shared = known & digests
     changes: list[VertexChange] = []
-    for old, young in _pairs(before, after):
-        if fields := tuple(_changes(_describe(before, old), _describe(after, young))):
+    for old, young in _pairs(before, after, shared):
+        own = _changes(_describe(before, old), _describe(after, young))
+        if fields := (*own, *_rewired(before, old, after, young, shared)):
             vertex = after.vertex(young) if young else before.vertex(old)
             changes.append(VertexChange(old, young, vertex.name, fields))
     explained = {change.after for change in changes}
-    return Comparison(tuple(changes), len(digests - known - explained), len(digests & known))
+    changes += _result_change(before, after)
+    return Comparison(tuple(changes), len(digests - known - explained), len(shared))
 
 
-def _pairs(before: Definition, after: Definition) -> Iterator[tuple[str, str]]:
-    """Vertexes in the same place with different digests, inputs first; "" where there is none.
-
-    Each vertex is paired once, with what stands at the place where it is met first, so that large graphs which
-    share much inside of them take no longer than others.
-    """
-    old_head, young_head = before.head, after.head
-    todo = [(old_head.digest if old_head else "", young_head.digest if young_head else "")]
-    entered: set[tuple[str, str]] = set()
+def _pairs(before: Definition, after: Definition, shared: set[str]) -> Iterator[tuple[str, str]]:
+    """Vertexes that only one graph has, with the one in their place in the other or "", inputs first; each once."""
+    todo: list[tuple[str, str, bool]] = [(_head(before), _head(after), False)]
     met: set[str] = set()
     while todo:
-        pair = old, young = todo[-1]
-        if pair in entered:
-            todo.pop()
-            entered.discard(pair)
-            yield pair
-        elif old == young or (young or f"-{old}") in met:
-            todo.pop()
+        old, young, is_done = todo.pop()
+        if is_done:
+            yield old, young
+            continue
+        gone = old if old and old not in shared and old not in met else ""
+        new = young if young and young not in shared and young not in met else ""
+        met |= {gone, new}
+        olds, youngs = _inputs(before, gone), _inputs(after, new)
+        if gone and new:
+            places = range(max(len(olds), len(youngs)))
+            inner = [(_at(olds, place), _at(youngs, place), False) for place in places]
+        elif new:
+            inner = [(old, given, False) for given in youngs]
+        elif gone:
+            inner = [(given, young, False) for given in olds]
         else:
-            met.add(young or f"-{old}")
-            entered.add(pair)
-            if old and young:
-                olds = [given.digest for given in before.op(old).inputs]
-                youngs = [given.digest for given in after.op(young).inputs]
-                places = range(max(len(olds), len(youngs)))
-                todo += [(_at(olds, place), _at(youngs, place)) for place in reversed(places)]
+            continue
+        todo.append((gone, new, True))
+        todo += reversed(inner)
 
 
-def _at(items: list[str], position: int) -> str:
-    return items[position] if position < len(items) else ""
+def _rewired(before: Definition, old: str, after: Definition, young: str, shared: set[str]) -> Iterator[FieldChange]:
+    """Inputs of a pair that are other vertexes now, though both graphs have them."""
+    for place, (first, second) in enumerate(zip(_inputs(before, old), _inputs(after, young), strict=False)):
+        if first != second and first in shared and second in shared:
+            yield FieldChange(f"inputs[{place}]", json.dumps(short(first)), json.dumps(short(second)))
+
+
+def _result_change(before: Definition, after: Definition) -> list[VertexChange]:
+    """The result can be another output of the same vertex, or a vertex that was there already."""
+    old, young = before.head, after.head
+    if old is None or young is None or old == young:
+        return []
+    known = set(before.walk()) & set(after.walk())
+    if old.digest != young.digest and not {old.digest, young.digest} <= known:
+        if old.index == young.index:
+            return []
+        fields = (FieldChange("result.index", str(old.index), str(young.index)),)
+    else:
+        fields = (FieldChange("result", json.dumps(_output(old)), json.dumps(_output(young))),)
+    return [VertexChange(old.digest, young.digest, "result", fields)]
+
+
+def _output(output: Input) -> str:
+    return f"{short(output.digest)}:{output.index}"
+
+
+def _head(definition: Definition) -> str:
+    return "" if definition.head is None else definition.head.digest
+
+
+def _inputs(definition: Definition, digest: str) -> list[str]:
+    return [given.digest for given in definition.op(digest).inputs] if digest else []
+
+
+def _at(items: list[str], place: int) -> str:
+    return items[place] if place < len(items) else ""
 
 
 def _describe(definition: Definition, digest: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TypeVar, overload
 from google.protobuf.message import DecodeError, Message
 
 from buildkit_py.errors import InvalidDefinition
+from buildkit_py.llb import check
 from buildkit_py.llb.names import kind_of, vertex_name
 from buildkit_py.llb.vertex import (
     CUSTOM_NAME,
@@ -104,19 +105,20 @@ class Definition:
         return cls(b"", (), ())
 
     @classmethod
-    def parse(cls, data: bytes) -> Definition:
+    def parse(cls, data: bytes | bytearray | memoryview) -> Definition:
         """Read a definition; to_bytes() then gives back these very bytes, with all they may have beyond our schema.
 
         Raise InvalidDefinition unless it is a graph: each op readable, each input there, and a last op that
         names the result. Whether an op makes sense is for the daemon to say. An input is named by the digest
         of its bytes, so there are no cycles.
         """
-        message = _read(ops_pb2.Definition, bytes(data), "definition")
+        data = bytes(check.of_type("data", (data,), (bytes, bytearray, memoryview), "bytes")[0])
+        message = _read(ops_pb2.Definition, data, "definition")
         blobs: Sequence[bytes] = getattr(message, "def")
         if not blobs:
             if len(message.metadata):
                 raise InvalidDefinition("definition: has metadata, but no ops")
-            definition = cls(bytes(data), (), ())
+            definition = cls(data, (), ())
             definition.__dict__["_message"] = message
             return definition
         digests = ["sha256:" + sha256(blob).hexdigest() for blob in blobs]
@@ -136,7 +138,7 @@ class Definition:
                 raise InvalidDefinition(f"definition: {digest[:80]!r} has a location in a file that is not in it")
         if not ops[-1].inputs:
             raise InvalidDefinition("definition: the last op has no input, so it names no result")
-        definition = cls(bytes(data), tuple(blobs), digests)
+        definition = cls(data, tuple(blobs), digests)
         definition.__dict__["_message"] = message
         definition.__dict__["_ops"] = ops
         return definition

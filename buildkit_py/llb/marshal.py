@@ -55,6 +55,8 @@ def marshal(
     defaults = state.marshal_defaults
     if unique_id is not None:
         check.filled("unique_id", unique_id)
+    if daemon_caps is not None and (isinstance(daemon_caps, str) or not hasattr(daemon_caps, "__contains__")):
+        raise check.fail("daemon_caps", daemon_caps, "a set of capabilities")
     effective = given if defaults is None else defaults.merged(given)
     if state.output is None:
         return Definition.empty()

@@ -58,7 +58,7 @@ class LinuxResources:
             check.text(f"LinuxResources({name})", getattr(self, name))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file that a graph was made from, so that failures can show its lines."""
 
