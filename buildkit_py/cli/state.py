@@ -7,7 +7,9 @@ import json
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from buildkit_py.cli.connection import open_client
 from buildkit_py.client import Client
@@ -40,8 +42,10 @@ async def execute(args: argparse.Namespace) -> int:
         "info": _info,
         "workers": _workers,
         "du": _du,
-        "prune": _prune,
     }
+    if args.command == "prune":
+        # Here, so that bad input is told of without a daemon.
+        commands["prune"] = partial(_prune, limits=_Limits.of(args))
     async with open_client(args) as client:
         await commands[args.command](client, args)
     return 0
@@ -81,14 +85,33 @@ async def _du(client: Client, args: argparse.Namespace) -> None:
     _print(args, [_record(record) for record in records], [*_records_table(records), *_totals(records)])
 
 
-async def _prune(client: Client, args: argparse.Namespace) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limits:
+    """What a pruning leaves, in seconds and bytes."""
+
+    keep_seconds: float
+    reserved_space: int
+    max_used_space: int
+    min_free_space: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> _Limits:
+        return cls(
+            keep_seconds=_duration(args.keep_duration),
+            reserved_space=_size("--reserved-space", args.reserved_space),
+            max_used_space=_size("--max-used-space", args.max_used_space),
+            min_free_space=_size("--min-free-space", args.min_free_space),
+        )
+
+
+async def _prune(client: Client, args: argparse.Namespace, *, limits: _Limits) -> None:
     pruned = client.prune(
         args.filter,
         all=args.all,
-        keep_seconds=_duration(args.keep_duration),
-        reserved_space=_size("--reserved-space", args.reserved_space),
-        max_used_space=_size("--max-used-space", args.max_used_space),
-        min_free_space=_size("--min-free-space", args.min_free_space),
+        keep_seconds=limits.keep_seconds,
+        reserved_space=limits.reserved_space,
+        max_used_space=limits.max_used_space,
+        min_free_space=limits.min_free_space,
     )
     async with aclosing(pruned):
         records = [record async for record in pruned]
