@@ -122,9 +122,10 @@ class Definition:
             definition.__dict__["_message"] = message
             return definition
         digests = ["sha256:" + sha256(blob).hexdigest() for blob in blobs]
-        ops = [_read_op(blob, position) for position, blob in enumerate(blobs)]
         known = set(digests[:-1])
-        for position, op in enumerate(ops):
+        op = ops_pb2.Op()
+        for position, blob in enumerate(blobs):
+            op = _read_op(blob, position)
             for given in op.inputs:
                 if given.digest not in known:
                     raise InvalidDefinition(
@@ -136,11 +137,10 @@ class Definition:
         for digest, places in message.Source.locations.items():
             if any(not 0 <= place.sourceIndex < files for place in places.locations):
                 raise InvalidDefinition(f"definition: {digest[:80]!r} has a location in a file that is not in it")
-        if not ops[-1].inputs:
+        if not op.inputs:
             raise InvalidDefinition("definition: the last op has no input, so it names no result")
         definition = cls(data, tuple(blobs), digests)
         definition.__dict__["_message"] = message
-        definition.__dict__["_ops"] = ops
         return definition
 
     def to_bytes(self) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf import json_format
 
@@ -54,6 +54,10 @@ def dump_json(definition: Definition, *, indent: int | None = 2) -> str:
 def op_fields(definition: Definition, digest: str) -> dict[str, Any]:
     """The op of a vertex as JSON values, without its inputs, platform and constraints."""
     fields: dict[str, Any] = _to_json(definition, digest).get(kind_of(definition.op(digest)), {})
+    for name in ("attrs", "inputs"):
+        if isinstance(entries := fields.get(name), dict):
+            # Protobuf gives entries of a map in any order.
+            fields[name] = dict(sorted(cast("dict[str, Any]", entries).items()))
     return fields
 
 
