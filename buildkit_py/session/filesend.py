@@ -57,6 +57,8 @@ WRITE_BYTES = 1 << 20
 MAX_OPEN_REQUESTS = 128
 """Files asked for and not complete, for each call. Each may hold a descriptor; daemons send four at once."""
 MAX_WARNINGS = 100
+CLOSE_SECONDS = 5.0
+"""How long a call that has failed waits for what it is just writing."""
 
 
 class ExportError(BuildKitError):
@@ -415,9 +417,11 @@ async def _receive_directory(call: Call, target: DirectoryTarget) -> None:
         cause = group.exceptions[0]
         raise cause from cause.__cause__
     finally:
-        # In its turn behind a write that still goes on in the thread.
-        threads.submit(writer.close)
+        # In its turn behind a write that still goes on in the thread. Waited for, so that whoever clears the
+        # directory after a failure finds nobody writing into it.
+        closing = asyncio.wrap_future(threads.submit(writer.close))
         threads.shutdown(wait=False)
+        await asyncio.wait((closing,), timeout=CLOSE_SECONDS)
 
 
 async def _fetch(inbox: _Inbox, writer: DirectoryWriter) -> None:
