@@ -62,11 +62,13 @@ class CommandLine:
         )
         return Done(code=done.returncode, out=done.stdout, stderr=done.stderr.decode())
 
-    def start(self, *args: str | Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    def start(
+        self, *args: str | Path, stderr: int = subprocess.PIPE, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start it and return; the caller ends it."""
         return subprocess.Popen(
             [*_COMMAND, *map(str, args)],
-            env=self.environment(),
+            env=self.environment(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
