@@ -13,7 +13,8 @@
       RPCError                               the daemon answered a call with an error
         SolveError                           a build failed
       RegistryError                          a registry answered with an error
-        Unauthorized, NotFound
+        Unauthorized, NotFound, Unsupported
+      ImageError                             images that cannot be joined, or lack what was asked for
       BuildErrors                            more than one platform failed (an ExceptionGroup)
 """
 
@@ -208,6 +209,14 @@ class NotFound(RegistryError):
     """The registry has no such manifest, blob or repository."""
 
 
+class ImageError(BuildKitError):
+    """Images that cannot stand in one index, or an image that is broken or lacks what was asked for."""
+
+
+class Unsupported(RegistryError):
+    """The registry does not do that, such as delete, or was told not to."""
+
+
 class BuildErrors(ExceptionGroup[BuildKitError], BuildKitError):
     """More than one platform failed; exceptions holds one error for each."""
 
@@ -256,5 +265,7 @@ __all__ = [
     "RegistryError",
     "Unauthorized",
     "NotFound",
+    "Unsupported",
+    "ImageError",
     "BuildErrors",
 ]

@@ -83,7 +83,7 @@ class LayoutMerger:
             (staging / "blobs").mkdir()
 
     @classmethod
-    def create(cls, destination: Path | None) -> LayoutMerger:
+    def create(cls, destination: Path | None) -> Self:
         """Stage where publishing to destination takes renames; None is the temporary directory."""
         name = f".buildkit-py-{secrets.token_hex(8)}"
         if destination is None:
@@ -310,6 +310,64 @@ class LayoutMerger:
             (self.staging / _LAYOUT_FILE).replace(destination / _LAYOUT_FILE)
         (self.staging / _INDEX_FILE).write_bytes(merged)
         (self.staging / _INDEX_FILE).replace(existing)
+
+
+class LayoutWriter(LayoutMerger):
+    """Makes a layout of content that is known piece by piece, and puts it in place as its base class does.
+
+    ``put`` and ``open_blob`` for every blob, manifests included, then ``finish_entries``, then a publish method.
+    Blobs may be written from several threads at once.
+    """
+
+    def put(self, digest: Digest, raw: bytes) -> None:
+        """Stage a blob that is in memory. Blocks shortly; raises ProtocolError unless it has this digest."""
+        blob = self.open_blob(digest)
+        try:
+            blob.write(raw)
+            blob.close()
+        finally:
+            blob.abort()
+
+    def open_blob(self, digest: Digest) -> LayoutBlob:
+        """Where the content of a blob is written."""
+        with _writing(self.staging):
+            return LayoutBlob(self, digest)
+
+    def finish_entries(self, entries: Sequence[Descriptor]) -> None:
+        """Say that all blobs were staged; entries, with their names as annotations, are the ``index.json``.
+
+        Raises ProtocolError when the blob of an entry is missing.
+        """
+        for entry in entries:
+            self._check_blob(entry)
+        fields = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry.to_json() for entry in entries]}
+        with _writing(self.staging):
+            (self.staging / _LAYOUT_FILE).write_bytes(_LAYOUT_CONTENT)
+            (self.staging / _INDEX_FILE).write_bytes(encode_json(fields))
+            shutil.rmtree(self.staging / "tmp")
+        self._root = entries[0]
+
+
+class LayoutBlob:
+    """A blob that is written into a LayoutWriter; it is part of the layout once close() returns. Blocks."""
+
+    def __init__(self, writer: LayoutWriter, digest: Digest) -> None:
+        self._staging = writer.staging
+        self._blob = _Blob(writer, digest)
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+        with _writing(self._staging):
+            self._blob.write(memoryview(data))
+
+    def close(self) -> None:
+        """Say that all of it was written; raises ProtocolError unless it has the digest that it should have."""
+        with _writing(self._staging):
+            self._blob.close()
+
+    def abort(self) -> None:
+        """Remove what is not complete; after close() it does nothing."""
+        self._blob.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -812,8 +870,10 @@ __all__ = [
     "IMAGE_NAME",
     "REF_NAME",
     "Layout",
+    "LayoutBlob",
     "LayoutMerger",
     "LayoutStream",
+    "LayoutWriter",
     "check_destination",
     "open_layout",
 ]
