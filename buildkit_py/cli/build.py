@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from buildkit_py.builder import BuildRequest, build
+from buildkit_py.builder import BuildRequest, BuildResult, build
 from buildkit_py.builder.request import DEFAULT_PROVENANCE, plan
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.files import check_writable, write_text
@@ -49,16 +49,19 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     add("-q", "--quiet", action="store_true", help="no progress, the digest alone")
     add("--metadata-file", metavar="FILE", help="write digests and figures as JSON")
     add("--iidfile", metavar="FILE", help="write the digest of the result")
+    add("--digest-file", metavar="FILE", help="write what was pushed, for imagetools create to join")
 
 
 async def execute(args: argparse.Namespace) -> int:
     """Build; print the digest of what was made, unless that itself goes to stdout."""
     request = _request(args)
-    plan(request)  # bad input is told of without a daemon
+    planned = plan(request)  # bad input is told of without a daemon
+    if args.digest_file is not None and not planned.references:
+        raise InvalidOption("--digest-file: nothing is pushed that could be joined; use --push")
     to_stdout = any(spec.dest == "-" for spec in request.outputs)
     if to_stdout and sys.stdout.isatty():
         raise InvalidOption("output dest=-: standard output is a terminal; redirect it, or name a file")
-    for path in (args.metadata_file, args.iidfile):
+    for path in (args.metadata_file, args.iidfile, args.digest_file):
         # Before any work: a file that cannot be written must not cost a build.
         if path is not None:
             check_writable(Path(path))
@@ -76,9 +79,23 @@ async def execute(args: argparse.Namespace) -> int:
         write_text(Path(args.metadata_file), json.dumps(result.metadata(), indent=2) + "\n")
     if args.iidfile is not None and digest is not None:
         write_text(Path(args.iidfile), digest)
+    if args.digest_file is not None and result.descriptor is not None:
+        write_text(Path(args.digest_file), _digest_file(result))
     if digest is not None and not to_stdout:
         print(digest)
     return 0
+
+
+def _digest_file(result: BuildResult) -> str:
+    from buildkit_py.imagetools.source import encode_digest_file  # for those who ask for it
+
+    assert result.descriptor is not None
+    images = {
+        entry.platform: entry.manifest.digest
+        for entry in result.platforms
+        if entry.platform is not None and entry.manifest is not None
+    }
+    return encode_digest_file(result.descriptor, result.references, images).decode()
 
 
 def _request(args: argparse.Namespace) -> BuildRequest:
