@@ -10,10 +10,13 @@ from buildkit_py.registry.credentials import (
     StaticCredentials,
 )
 from buildkit_py.registry.registry import Registry, Repository
+from buildkit_py.registry.transfer import CopyReport, Transfer
 
 __all__ = [
     "Registry",
     "Repository",
+    "Transfer",
+    "CopyReport",
     "RegistryConfig",
     "HostConfig",
     "Timeouts",

@@ -284,6 +284,8 @@ class Transport:
             prepared.headers["Content-Length"] = str(len(body))
         seconds = max(0.001, operation.remaining())
         timeout = (min(self.timeouts.connect, seconds), min(self.timeouts.read, seconds))
+        # A body may come from another request of this thread, which must not disturb this one.
+        before = getattr(_running, "operation", None), getattr(_running, "target", None)
         _running.operation, _running.target = operation, _target(url)
         try:
             # Not session.send: that one reads the whole body of a redirect, to prepare the next request.
@@ -296,7 +298,7 @@ class Transport:
             operation.attach(None)
             raise
         finally:
-            _running.operation = _running.target = None
+            _running.operation, _running.target = before
 
     def retrying(self, operation: Operation, action: Callable[[], T]) -> T:
         """Run action until it succeeds, fails for good, or is out of attempts or time."""
@@ -313,6 +315,10 @@ class Transport:
                     raise
             self._wait(operation, delay)
             attempt += 1
+
+    def pause(self, operation: Operation, attempt: int) -> None:
+        """Wait as before an attempt of this number (from 1), so that clients that collide spread."""
+        self._wait(operation, self._jitter() * min(self._retry.cap, self._retry.base * 2.0 ** (attempt - 1)))
 
     def slow_down(self, origin: Origin, seconds: float) -> None:
         """Hold back every request to this host for so long: it said that it has too many."""

@@ -30,6 +30,22 @@ class Operation:
         self._expired = False
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._parts: list[Operation] = []
+
+    def begin(self) -> None:
+        """Let the time count from now."""
+        self._deadline = self._clock() + self._seconds
+
+    def part(self) -> Operation:
+        """An operation for a second connection of this one, which ends when this one does."""
+        part = Operation(self._seconds, clock=self._clock)
+        part._deadline = self._deadline
+        with self._lock:
+            self._parts.append(part)
+            part._expired = self._expired
+            if self._ended.is_set():
+                part._ended.set()
+        return part
 
     def cancel(self) -> None:
         """Make the operation fail at its next step, and end the I/O it is waiting for."""
@@ -37,6 +53,10 @@ class Operation:
             self._ended.set()
             if self._socket is not None:
                 _shut_down(self._socket)
+            parts = tuple(self._parts)
+        for part in parts:
+            part._expired = self._expired
+            part.cancel()
 
     def expire(self) -> None:
         """Like cancel, but the failure is that of the deadline."""
@@ -92,14 +112,30 @@ class Workers:
         self._operations: set[Operation] = set()
 
     async def run(self, seconds: float, action: Callable[[Operation], T]) -> T:
-        """Run action in a thread. Cancelling the call ends its I/O and waits, shortly, for the thread."""
+        """Run action in a thread, for so many seconds once its turn has come.
+
+        Cancelling the call ends its I/O and waits, shortly, for the thread.
+        """
+        loop = asyncio.get_running_loop()
         operation = Operation(seconds)
+        timers: list[asyncio.TimerHandle] = []
+
+        def watch() -> None:
+            if operation in self._operations:
+                timers.append(loop.call_later(seconds, operation.expire))
+
+        def act() -> T:
+            # Waiting for a thread is no fault of the registry; whoever is before us has a limit, too.
+            operation.begin()
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(watch)
+            return action(operation)
+
         try:
-            work = self._executor.submit(action, operation)
+            work = self._executor.submit(act)
         except RuntimeError:
             raise RegistryError("the registry client is closed") from None
         self._operations.add(operation)
-        timer = asyncio.get_running_loop().call_later(seconds, operation.expire)
         future = asyncio.wrap_future(work)
         future.add_done_callback(_look_at)
         try:
@@ -114,8 +150,9 @@ class Workers:
             await asyncio.wait([future], timeout=_END_SECONDS)
             raise
         finally:
-            timer.cancel()
             self._operations.discard(operation)
+            for timer in timers:
+                timer.cancel()
 
     async def close(self) -> None:
         """End what is running and let new calls fail; the threads end by themselves."""

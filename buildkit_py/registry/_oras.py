@@ -51,6 +51,10 @@ class RepositoryURLs(oras.container.Container):  # type: ignore[misc]
         self.tag = reference.tag_or_latest
         self.digest = str(reference.digest) if reference.digest is not None else None
 
+    def referrers_url(self, digest: str) -> str:
+        """URL of the list of manifests whose subject this is; oras knows none."""
+        return f"{self.registry}/v2/{self.repository}/referrers/{digest}"
+
     @property
     def all_tags_url(self) -> str:
         """URL of the list of tags."""
@@ -97,6 +101,7 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
         scopes: Sequence[str],
         repository: str,
         operation: Operation,
+        accept: str = "",
     ) -> None:
         """GET a list page by page while take() says so; the links to follow are those of the registry."""
         home, seen = Origin.of(url), {url}
@@ -111,7 +116,7 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
             seen.add(target)
             return True
 
-        pager = _Pager(self, scopes, repository, operation)
+        pager = _Pager(self, scopes, repository, operation, accept)
         pager._do_paginated_request(url, take_page)  # pyright: ignore[reportPrivateUsage]
 
     def do_request(
@@ -156,8 +161,11 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
 class _Pager(oras.provider.Registry):  # type: ignore[misc]
     """The paging of oras, bound to one operation."""
 
-    def __init__(self, registry: OrasRegistry, scopes: Sequence[str], repository: str, operation: Operation) -> None:
+    def __init__(
+        self, registry: OrasRegistry, scopes: Sequence[str], repository: str, operation: Operation, accept: str
+    ) -> None:
         self.headers: dict[str, str] = {}  # no super(): that one opens a session
+        self._accept = {"Accept": accept} if accept else {}
         self._registry = registry
         self._scopes = scopes
         self._repository = repository
@@ -167,6 +175,7 @@ class _Pager(oras.provider.Registry):  # type: ignore[misc]
         return self._registry.do_request(
             url,
             method,
+            headers=self._accept,
             scopes=self._scopes,
             repository=self._repository,
             operation=self._operation,
@@ -226,7 +235,7 @@ class _Call:
         try:
             return self._transport.send(method, url, headers=sending, body=content, operation=self._operation)
         except RegistryError as error:
-            error.repository = self._repository
+            error.repository = error.repository or self._repository  # else of the content's own source
             raise
         finally:
             if content is not None and not isinstance(content, bytes):

@@ -79,6 +79,11 @@ def push(repository: str) -> str:
     return f"repository:{repository}:pull,push"
 
 
+def everything(repository: str) -> str:
+    """Scope for deleting in a repository. Some registries refuse ``delete`` by its name."""
+    return f"repository:{repository}:*"
+
+
 def merge_scopes(*groups: Iterable[str]) -> tuple[str, ...]:
     """One scope for each resource, actions united, in the order of first mention.
 

@@ -5,23 +5,36 @@ Bytes go in and come out as they are: a digest is always that of bytes sent or r
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import BinaryIO, Protocol, TypeAlias, cast
 from urllib.parse import quote, urlencode
 
 from buildkit_py.digest import Digest, Hash
-from buildkit_py.errors import InvalidDigest, NotFound, RegistryError
-from buildkit_py.oci import Descriptor
+from buildkit_py.errors import (
+    InvalidDigest,
+    InvalidReference,
+    NotFound,
+    ProtocolError,
+    RegistryError,
+    Unauthorized,
+    Unsupported,
+)
+from buildkit_py.oci import OCI_INDEX, Descriptor
 from buildkit_py.reference import Reference
 from buildkit_py.registry import _http
 from buildkit_py.registry._http import Origin, Response, Transport
 from buildkit_py.registry._operation import Operation
 from buildkit_py.registry._oras import SUCCESS, OrasRegistry, RepositoryURLs, follow
-from buildkit_py.registry.auth import Authorizer, merge_scopes, pull, push
+from buildkit_py.registry._referrers import entry_for, fallback_tag, listed, subject_of, with_entry, without_entry
+from buildkit_py.registry.auth import Authorizer, everything, merge_scopes, pull, push
 from buildkit_py.registry.config import RegistryConfig, RetryPolicy, Timeouts
 from buildkit_py.registry.credentials import CredentialStore, DockerCredentials
+from buildkit_py.registry.transfer import Transfer
 
 Repository: TypeAlias = Reference | str
 """A repository: a reference whose tag and digest do not matter, or its text as people write it."""
@@ -39,6 +52,8 @@ ACCEPT = ", ".join(
 """All four, always: a registry answers 404, or with another manifest, where the stored type is not named."""
 _MAX_PAGES = 1000
 _MAX_TAGS = 200_000
+_MAX_REFERRERS = 10_000
+_MAX_EDITS = 5
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
@@ -48,6 +63,14 @@ class Writer(Protocol):
     def write(self, data: bytes, /) -> object:
         """Take all of data."""
         ...
+
+
+class _Content(Protocol):
+    """What an upload reads; a binary file is one."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
 
 
 class RegistryClient:
@@ -70,13 +93,16 @@ class RegistryClient:
         """Without credentials those of docker are used. A transport brings timeouts and retries with it."""
         config = config or RegistryConfig()
         self._timeouts = timeouts or Timeouts()
-        self._transport = transport or Transport(config, timeouts=self._timeouts, retry=retry or RetryPolicy())
+        self.transport = transport or Transport(config, timeouts=self._timeouts, retry=retry or RetryPolicy())
         store = config.credential_store(credentials or DockerCredentials())
-        self._http = OrasRegistry(self._transport, Authorizer(self._transport, store))
+        self._listing: dict[str, bool] = {}
+        """By repository: whether the registry lists referrers by itself."""
+        self._editing = threading.Lock()
+        self._http = OrasRegistry(self.transport, Authorizer(self.transport, store))
 
     def close(self) -> None:
         """Close idle connections."""
-        self._transport.close()
+        self.transport.close()
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -97,7 +123,7 @@ class RegistryClient:
                 return None
             return _head_descriptor(response, reference)
 
-        found = self._transport.retrying(operation, once)
+        found = self.transport.retrying(operation, once)
         # No HEAD here, or no digest in its answer: the bytes themselves tell.
         return found or self.fetch_manifest(reference, operation=operation)[1]
 
@@ -111,7 +137,7 @@ class RegistryClient:
             raw = response.content
             return raw, _verified(raw, response, reference)
 
-        return self._transport.retrying(operation, once)
+        return self.transport.retrying(operation, once)
 
     def exists(
         self,
@@ -126,7 +152,7 @@ class RegistryClient:
         operation = self._operation(operation)
         if blob:
             scope = pull(reference.path)
-            return self._transport.retrying(operation, lambda: self._has_blob(reference, digest, scope, operation))
+            return self.transport.retrying(operation, lambda: self._has_blob(reference, digest, scope, operation))
         try:
             found = self.resolve(reference, operation=operation)
         except NotFound:
@@ -140,11 +166,14 @@ class RegistryClient:
         media_type: str,
         tags: Sequence[str] = (),
         *,
+        track_subject: bool = True,
         operation: Operation | None = None,
     ) -> Descriptor:
         """Put the bytes by their digest, then at each tag in the order given; returns their descriptor.
 
-        A tag is written only after everything before it succeeded.
+        A tag is written only after everything before it succeeded. Of a manifest with a subject the registry
+        keeps track; where it does not, the tag that lists the subject's referrers is brought up to date, unless
+        track_subject is off.
         """
         reference = _reference(repository)
         targets = [reference.with_tag(tag) for tag in tags]
@@ -154,9 +183,59 @@ class RegistryClient:
             )
         digest = Digest.of(raw)
         operation = self._operation(operation)
-        for target in (reference.with_digest(digest), *targets):
+        response = self._put_manifest(reference.with_digest(digest), raw, media_type, digest, operation)
+        subject = subject_of(raw) if track_subject else None
+        if subject is not None and response.headers.get("OCI-Subject", "").strip() != str(subject):
+            self._track(reference, subject, raw, media_type, operation)
+        for target in targets:
             self._put_manifest(target, raw, media_type, digest, operation)
         return Descriptor(media_type=media_type, digest=digest, size=len(raw))
+
+    def delete_manifest(self, reference: Repository, *, operation: Operation | None = None) -> None:
+        """Delete a manifest by its digest, with every tag that it has, or a tag alone.
+
+        Raises NotFound where it is not, Unsupported where the registry does not delete, or no tags alone. A
+        reference without tag and digest is InvalidReference. Blobs and children stay for the registry to clean up.
+        """
+        reference = _reference(reference)
+        operation = self._operation(operation)
+        if reference.digest is None:
+            if reference.tag is None:
+                raise InvalidReference(f"{reference}: to delete something, name its tag or digest")
+            self._delete(reference, operation)
+            return
+        digest = reference.digest
+        reference = reference.with_digest(digest)
+        try:
+            subject = subject_of(self.fetch_manifest(reference, operation=operation)[0])
+        except (NotFound, Unauthorized):
+            raise
+        except (RegistryError, InvalidDigest):
+            operation.check()
+            subject = None  # unreadable: all the more reason to delete it
+        self._delete(reference, operation)
+        if subject is not None and not self._lists_referrers(reference, subject, operation):
+            self._forget_referrer(reference, subject, digest, operation)
+
+    def referrers(
+        self,
+        repository: Repository,
+        digest: Digest,
+        artifact_type: str | None = None,
+        *,
+        operation: Operation | None = None,
+    ) -> tuple[Descriptor, ...]:
+        """Manifests of the repository that have this digest as their subject, each once.
+
+        artifact_type picks those of one type. The registry is asked; where it keeps no such list, the tag that
+        stands in for it is read. The digest itself need not exist.
+        """
+        reference = _reference(repository)
+        operation = self._operation(operation)
+        told = self._referrers_of_api(reference, digest, artifact_type, operation)
+        found = self._referrers_of_tag(reference, digest, operation)[1] if told is None else told
+        wanted = (item for item in found if artifact_type is None or item.artifact_type == artifact_type)
+        return tuple({item.digest: item for item in wanted}.values())
 
     def tags(self, repository: Repository, *, operation: Operation | None = None) -> list[str]:
         """All tags, sorted."""
@@ -179,7 +258,7 @@ class RegistryClient:
             self._http.pages(url, take, scopes=(pull(reference.path),), repository=reference.path, operation=operation)
             return found
 
-        return sorted(self._transport.retrying(operation, once))
+        return sorted(self.transport.retrying(operation, once))
 
     # Blobs
 
@@ -216,7 +295,7 @@ class RegistryClient:
         reference = _reference(repository).with_digest(descriptor.digest)
         operation = operation or Operation(self._timeouts.blob)
         state = _Download(descriptor, writer)
-        self._transport.retrying(operation, lambda: self._download(reference, state, operation))
+        self.transport.retrying(operation, lambda: self._download(reference, state, operation))
         descriptor.digest.verify_hash(state.hash, f"blob of {reference.name}")
 
     def push_blob(
@@ -233,23 +312,34 @@ class RegistryClient:
         open_content is called for each attempt. mount_from names a repository of the same registry that
         has the blob, so that nothing needs to be sent.
         """
-        reference = _reference(repository).with_digest(descriptor.digest)
         source = None if mount_from is None else _reference(mount_from)
-        if source is not None and source.domain != reference.domain:
-            source = None
+        operation = operation or Operation(self._timeouts.blob)
+        return self._push(_reference(repository), descriptor, open_content, source, operation) is Transfer.SENT
+
+    def copy_blob(
+        self,
+        source: Repository,
+        target: Repository,
+        descriptor: Descriptor,
+        *,
+        operation: Operation | None = None,
+    ) -> Transfer:
+        """Bring a blob from one repository to another, of the same registry or not, in bounded memory.
+
+        Inside a registry it is mounted where that is allowed. Otherwise it is streamed, and the last piece goes
+        out only once size and digest of the whole are known to be right. Content that the descriptor carries is
+        not fetched.
+        """
+        origin, reference = _reference(source), _reference(target)
         operation = operation or Operation(self._timeouts.blob)
 
-        def once() -> bool:
-            # The scope is that of the upload, so that one token serves it all.
-            if self._has_blob(reference, descriptor.digest, push(reference.path), operation):
-                return False
-            location = self._begin_upload(reference, descriptor.digest, source, operation)
-            if location is None:
-                return False
-            self._upload(reference, descriptor, location, open_content, operation)
-            return True
+        def open_content() -> _Content:
+            if descriptor.data is not None:
+                descriptor.verify(descriptor.data, f"data of {descriptor.digest}")
+                return io.BytesIO(descriptor.data)
+            return _BlobReader(self, origin, descriptor, operation.part())
 
-        return self._transport.retrying(operation, once)
+        return self._push(reference, descriptor, open_content, origin, operation)
 
     def greet(self, repository: Repository, *, operation: Operation | None = None) -> None:
         """Connect and authenticate for a push to the repository, and change nothing there."""
@@ -275,8 +365,8 @@ class RegistryClient:
 
     def _put_manifest(
         self, target: Reference, raw: bytes, media_type: str, digest: Digest, operation: Operation
-    ) -> None:
-        response = self._transport.retrying(
+    ) -> Response:
+        response = self.transport.retrying(
             operation,
             lambda: self._http.do_request(
                 self._http.url(target, RepositoryURLs.manifest_url),
@@ -292,6 +382,166 @@ class RegistryClient:
         told = _digest_header(response)
         if told is not None and told.algorithm == digest.algorithm and told != digest:
             raise InvalidDigest(f"{target}: the registry stored {told}, {digest} was sent")
+        return response
+
+    def _delete(self, reference: Reference, operation: Operation) -> None:
+        attempts = 0
+
+        def once() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                self._http.do_request(
+                    self._http.url(reference, RepositoryURLs.manifest_url),
+                    "DELETE",
+                    scopes=(everything(reference.path),),
+                    repository=reference.path,
+                    expect=SUCCESS,
+                    operation=operation,
+                )
+            except NotFound:
+                if attempts == 1:
+                    raise
+                # Gone by an earlier attempt whose answer was lost.
+
+        try:
+            self.transport.retrying(operation, once)
+        except RegistryError as error:
+            # Distribution 2.8 takes a tag for a malformed digest, and says UNSUPPORTED when deleting is off.
+            refused = {"UNSUPPORTED"} if reference.digest is not None else {"UNSUPPORTED", "DIGEST_INVALID"}
+            if error.status == 405 or (error.status == 400 and refused & set(error.codes)):
+                raise _no_delete(reference, error) from error
+            raise
+
+    def _referrers_of_api(
+        self, reference: Reference, digest: Digest, artifact_type: str | None, operation: Operation
+    ) -> list[Descriptor] | None:
+        """None where the registry does not list referrers."""
+        query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type is not None else ""
+        url = self._http.url(reference, lambda urls: urls.referrers_url(str(digest))) + query
+
+        def once() -> list[Descriptor] | None:
+            found: list[Descriptor] = []
+            pages = 0
+
+            def take(response: Response) -> bool:
+                nonlocal pages
+                pages += 1
+                if pages == 1 and _http.media_type(response) != OCI_INDEX:
+                    # GHCR, for one, leads to a page for people.
+                    raise _NoSuchList
+                found.extend(_checked_list(response.content, _http.media_type(response), reference))
+                if len(found) > _MAX_REFERRERS or pages > _MAX_PAGES:
+                    raise RegistryError(
+                        f"{reference.name}: more than {_MAX_REFERRERS} referrers of {digest}, or an endless list",
+                        host=reference.api_host,
+                        repository=reference.path,
+                    )
+                return True
+
+            try:
+                self._http.pages(
+                    url,
+                    take,
+                    scopes=(pull(reference.path),),
+                    repository=reference.path,
+                    operation=operation,
+                    accept=OCI_INDEX,
+                )
+            except _NoSuchList:
+                return None
+            except RegistryError as error:
+                unknown = error.status in {404, 405, 501} or "UNSUPPORTED" in error.codes
+                if pages or not unknown:
+                    raise
+                return None
+            return found
+
+        found = self.transport.retrying(operation, once)
+        self._listing[reference.name] = found is not None
+        return found
+
+    def _lists_referrers(self, reference: Reference, digest: Digest, operation: Operation) -> bool:
+        """Whether the registry keeps track of referrers by itself; asked once for each repository."""
+        known = self._listing.get(reference.name)
+        if known is None:
+            known = self._referrers_of_api(reference, digest, None, operation) is not None
+        return known
+
+    def _referrers_of_tag(
+        self, reference: Reference, digest: Digest, operation: Operation
+    ) -> tuple[bytes | None, tuple[Descriptor, ...]]:
+        """The list that stands at the tag of the tag schema; no bytes where there is none."""
+        try:
+            raw, found = self.fetch_manifest(reference.with_tag(fallback_tag(digest)), operation=operation)
+        except NotFound:
+            return None, ()
+        return raw, _checked_list(raw, found.media_type, reference)
+
+    def _track(self, reference: Reference, subject: Digest, raw: bytes, media_type: str, operation: Operation) -> None:
+        """See to it that the manifest is found by its subject."""
+        # Some registries have the list and do not say so in their answer (Harbor before 2.9).
+        if self._lists_referrers(reference, subject, operation):
+            return
+        entry = entry_for(raw, media_type)
+        self._edit_list(
+            reference,
+            subject,
+            lambda listed: entry.digest in listed,
+            lambda before: with_entry(before, entry),
+            operation,
+        )
+
+    def _forget_referrer(self, reference: Reference, subject: Digest, digest: Digest, operation: Operation) -> None:
+        self._edit_list(
+            reference,
+            subject,
+            lambda listed: digest not in listed,
+            lambda before: without_entry(before or b"{}", digest),
+            operation,
+        )
+
+    def _edit_list(
+        self,
+        reference: Reference,
+        subject: Digest,
+        is_done: Callable[[set[Digest]], bool],
+        edit: Callable[[bytes | None], bytes],
+        operation: Operation,
+    ) -> None:
+        """Change the list of referrers at its tag, and look whether the change is still there.
+
+        Registries have no locks: another client that writes at the same time may undo it.
+        """
+        tag = reference.with_tag(fallback_tag(subject))
+        with self._edit_turn(operation):
+            for attempt in range(1, _MAX_EDITS + 1):
+                before, entries = self._referrers_of_tag(reference, subject, operation)
+                if is_done({entry.digest for entry in entries}):
+                    return
+                if attempt > 1:
+                    self.transport.pause(operation, attempt)
+                after = edit(before)
+                self._put_manifest(tag, after, OCI_INDEX, Digest.of(after), operation)
+            if is_done({entry.digest for entry in self._referrers_of_tag(reference, subject, operation)[1]}):
+                return
+        raise RegistryError(
+            f"{tag}: others keep replacing this list of referrers; try again later",
+            retryable=True,
+            host=reference.api_host,
+            repository=reference.path,
+        )
+
+    @contextlib.contextmanager
+    def _edit_turn(self, operation: Operation) -> Generator[None]:
+        """One at a time in this client, which would otherwise collide with itself."""
+        # In steps, so that whoever waits here can still be cancelled.
+        while not self._editing.acquire(timeout=0.2):
+            operation.check()
+        try:
+            yield
+        finally:
+            self._editing.release()
 
     def _has_blob(self, reference: Reference, digest: Digest, scope: str, operation: Operation) -> bool:
         response = self._http.do_request(
@@ -304,25 +554,83 @@ class RegistryClient:
         )
         return response.status_code == 200
 
-    def _begin_upload(
-        self, reference: Reference, digest: Digest, source: Reference | None, operation: Operation
-    ) -> str | None:
-        """Where to send the bytes, or None when the registry took them from source."""
-        url = self._http.url(reference, RepositoryURLs.upload_blob_url)
-        scopes: tuple[str, ...] = (push(reference.path),)
+    def _push(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        open_content: Callable[[], _Content],
+        source: Reference | None,
+        operation: Operation,
+    ) -> Transfer:
+        if source is not None and source.domain != reference.domain:
+            source = None
+        if source is not None and source.path == reference.path:
+            source = None
+        target = reference.with_digest(descriptor.digest)
+        return self.transport.retrying(
+            operation, lambda: self._push_once(target, descriptor, open_content, source, operation)
+        )
+
+    def _push_once(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        open_content: Callable[[], _Content],
+        source: Reference | None,
+        operation: Operation,
+    ) -> Transfer:
+        location: str | None = None
         if source is not None:
-            query = urlencode({"mount": str(digest), "from": source.path})
-            try:
-                response = self._post(
-                    f"{url}?{query}", merge_scopes(scopes, (pull(source.path),)), reference, operation
-                )
-            except RegistryError as error:
-                # Harbor, for one, answers 401 for a source that it does not know: then without a mount.
-                if error.retryable:
-                    raise
-            else:
-                return None if response.status_code == 201 else _location(response)
-        return _location(self._post(url, scopes, reference, operation))
+            # First of all: where it works it also tells that the blob is there, by one request.
+            mounted, location = self._mount(reference, descriptor.digest, source, operation)
+            if mounted:
+                return Transfer.MOUNTED
+        # The scope is that of the upload, so that one token serves it all.
+        if self._has_blob(reference, descriptor.digest, push(reference.path), operation):
+            if location is not None:
+                self._cancel_upload(reference, location, operation)
+            return Transfer.PRESENT
+        if location is None:
+            url = self._http.url(reference, RepositoryURLs.upload_blob_url)
+            location = _location(self._post(url, (push(reference.path),), reference, operation))
+        self._upload(reference, descriptor, location, open_content, operation)
+        return Transfer.SENT
+
+    def _mount(
+        self, reference: Reference, digest: Digest, source: Reference, operation: Operation
+    ) -> tuple[bool, str | None]:
+        """Whether the registry took the blob from source; if not, where to send it, if it says so."""
+        url = self._http.url(reference, RepositoryURLs.upload_blob_url)
+        query = urlencode({"mount": str(digest), "from": source.path})
+        scopes = merge_scopes((push(reference.path),), (pull(source.path),))
+        try:
+            response = self._post(f"{url}?{query}", scopes, reference, operation)
+        except RegistryError as error:
+            # Harbor, for one, answers 401 for a source that it does not know: then without a mount.
+            if error.retryable:
+                raise
+            operation.check()
+            return False, None
+        if response.status_code != 201:
+            return False, _location(response)
+        told = _digest_header(response)
+        if told is not None and told.algorithm == digest.algorithm and told != digest:
+            raise InvalidDigest(f"{reference.name}: the registry mounted {told}, {digest} was asked for")
+        return True, None
+
+    def _cancel_upload(self, reference: Reference, location: str, operation: Operation) -> None:
+        """Give an upload session back; registries that do not know this forget it by themselves."""
+        try:
+            self._http.do_request(
+                location,
+                "DELETE",
+                home=Origin.of(self._http.url(reference, RepositoryURLs.upload_blob_url)),
+                scopes=(push(reference.path),),
+                repository=reference.path,
+                operation=operation,
+            )
+        except RegistryError:
+            operation.check()
 
     def _post(self, url: str, scopes: Sequence[str], reference: Reference, operation: Operation) -> Response:
         return self._http.do_request(
@@ -340,7 +648,7 @@ class RegistryClient:
         reference: Reference,
         descriptor: Descriptor,
         location: str,
-        open_content: Callable[[], BinaryIO],
+        open_content: Callable[[], _Content],
         operation: Operation,
     ) -> None:
         separator = "&" if "?" in location else "?"
@@ -360,8 +668,9 @@ class RegistryClient:
                 operation=operation,
             )
         except NotFound as error:
-            # The upload session is gone, for instance after a restart; the next attempt opens another.
-            error.retryable = True
+            # The upload session is gone, for instance after a restart; the next attempt opens another. Not so
+            # where it is the content that is nowhere.
+            error.retryable = error.method == "PUT"
             raise
         told = _digest_header(response)
         if told is not None and told.algorithm == descriptor.digest.algorithm and told != descriptor.digest:
@@ -370,9 +679,16 @@ class RegistryClient:
     def _download(self, reference: Reference, state: _Download, operation: Operation) -> None:
         if state.complete:
             return
-        headers = {"Range": f"bytes={state.received}-"} if state.received else {}
+        for chunk in self.blob_chunks(reference, state.received, operation):
+            state.take(chunk, reference)
+        if not state.complete:
+            raise _ended_early(reference, state)
+
+    def blob_chunks(self, reference: Reference, start: int, operation: Operation) -> Generator[bytes]:
+        """The bytes of a blob from start on, as they come and unverified; one attempt."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
         response = self._http.do_request(
-            self._http.url(reference, lambda urls: urls.get_blob_url(str(state.descriptor.digest))),
+            self._http.url(reference, lambda urls: urls.get_blob_url(str(reference.digest))),
             "GET",
             headers=headers,
             stream=True,
@@ -381,10 +697,10 @@ class RegistryClient:
             expect=frozenset({200, 206}),
             operation=operation,
         )
-        skip = state.received
+        skip = start
         if response.status_code == 206:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if match is None or int(match[1]) != state.received:
+            if match is None or int(match[1]) != start:
                 _http.discard(response, operation=operation)
                 raise RegistryError(f"{reference}: the registry went on at another place than asked for")
             skip = 0
@@ -392,15 +708,7 @@ class RegistryClient:
             fresh = chunk[skip:]
             skip = max(0, skip - len(chunk))
             if fresh:
-                state.take(fresh, reference)
-        if not state.complete:
-            raise RegistryError(
-                f"{reference}: the blob ended after {state.received} of {state.descriptor.size} bytes",
-                retryable=True,
-                host=reference.api_host,
-                method="GET",
-                repository=reference.path,
-            )
+                yield fresh
 
 
 class _Collected:
@@ -430,6 +738,93 @@ class _Download:
         self._writer.write(chunk)
         self.hash.update(chunk)
         self.received += len(chunk)
+
+
+class _BlobReader:
+    """A blob of another repository as the content of an upload; goes on where it was after an interruption."""
+
+    def __init__(self, client: RegistryClient, repository: Reference, descriptor: Descriptor, part: Operation) -> None:
+        self._client = client
+        self._reference = repository.with_digest(descriptor.digest)
+        self._operation = part
+        self._last = _Last()
+        self._state = _Download(descriptor, self._last)
+        self._chunks: Generator[bytes] | None = None
+
+    def close(self) -> None:
+        if self._chunks is not None:
+            self._chunks.close()
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, whatever their number; of a blob that is not what it should be, never the last ones."""
+        if self._state.complete:
+            return b""
+        self._client.transport.retrying(self._operation, self._step)
+        if self._state.complete:
+            self._state.descriptor.digest.verify_hash(self._state.hash, f"blob of {self._reference.name}")
+        return self._last.data
+
+    def _step(self) -> None:
+        if self._chunks is None:
+            self._chunks = self._client.blob_chunks(self._reference, self._state.received, self._operation)
+        try:
+            chunk = next(self._chunks, None)
+        except RegistryError:
+            self._chunks = None
+            raise
+        if chunk is None:
+            self._chunks = None
+            raise _ended_early(self._reference, self._state)
+        self._state.take(chunk, self._reference)
+
+
+class _Last:
+    data = b""
+
+    def write(self, data: bytes, /) -> None:
+        self.data = data
+
+
+class _NoSuchList(Exception):
+    """The registry does not list referrers."""
+
+
+def _ended_early(reference: Reference, state: _Download) -> RegistryError:
+    return RegistryError(
+        f"{reference}: the blob ended after {state.received} of {state.descriptor.size} bytes",
+        retryable=True,
+        host=reference.api_host,
+        method="GET",
+        repository=reference.path,
+    )
+
+
+def _no_delete(reference: Reference, error: RegistryError) -> Unsupported:
+    if reference.digest is not None:
+        advice = "its operator can allow that (Distribution: storage.delete.enabled)"
+        text = f"{reference}: the registry does not delete manifests; {advice}"
+    else:
+        advice = f"delete by digest, {reference.name}@sha256:..., which takes all tags of that manifest along"
+        text = f"{reference}: the registry does not delete a tag alone; {advice}"
+    return Unsupported(
+        text,
+        status=error.status,
+        codes=error.codes,
+        host=error.host,
+        method="DELETE",
+        repository=reference.path,
+    )
+
+
+def _checked_list(raw: bytes, media_type: str, reference: Reference) -> tuple[Descriptor, ...]:
+    try:
+        return listed(raw, media_type)
+    except ProtocolError as error:
+        raise RegistryError(
+            f"{reference.name}: the list of referrers cannot be used: {error}",
+            host=reference.api_host,
+            repository=reference.path,
+        ) from error
 
 
 def _reference(repository: Repository) -> Reference:
@@ -503,11 +898,11 @@ def _tags_of(response: Response, reference: Reference) -> list[str]:
     return [item for item in items if isinstance(item, str) and item]
 
 
-def _slices(descriptor: Descriptor, open_content: Callable[[], BinaryIO], operation: Operation) -> Generator[bytes]:
+def _slices(descriptor: Descriptor, open_content: Callable[[], _Content], operation: Operation) -> Generator[bytes]:
     """The content in pieces, exactly as many bytes as announced."""
     left = descriptor.size
     try:
-        with open_content() as file:
+        with contextlib.closing(open_content()) as file:
             while chunk := file.read(_http.CHUNK_BYTES):
                 left -= len(chunk)
                 if left < 0:

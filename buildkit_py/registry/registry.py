@@ -16,6 +16,7 @@ from buildkit_py.reference import Reference
 from buildkit_py.registry._operation import Operation, Workers
 from buildkit_py.registry.config import RegistryConfig, RetryPolicy, Timeouts
 from buildkit_py.registry.credentials import CredentialStore
+from buildkit_py.registry.transfer import CopyReport, Transfer
 
 if TYPE_CHECKING:
     # Its HTTP stack takes a quarter of a second to import; builds without a push never pay for it.
@@ -103,14 +104,44 @@ class Registry:
         )
 
     async def push_manifest(
-        self, repository: Repository, raw: bytes, media_type: str, tags: Sequence[str] = ()
+        self,
+        repository: Repository,
+        raw: bytes,
+        media_type: str,
+        tags: Sequence[str] = (),
+        *,
+        track_subject: bool = True,
     ) -> Descriptor:
         """Put the bytes by their digest, then at each tag in the order given; returns their descriptor.
 
-        A tag is written only after everything before it succeeded.
+        A tag is written only after everything before it succeeded. Of a manifest with a subject the registry
+        keeps track; where it does not, the tag that lists the subject's referrers is brought up to date, unless
+        track_subject is off.
         """
         return await self._run(
-            lambda client, operation: client.push_manifest(repository, raw, media_type, tags, operation=operation)
+            lambda client, operation: client.push_manifest(
+                repository, raw, media_type, tags, track_subject=track_subject, operation=operation
+            )
+        )
+
+    async def delete_manifest(self, reference: Reference | str) -> None:
+        """Delete a manifest by its digest, with every tag that it has, or a tag alone.
+
+        Raises NotFound where it is not, Unsupported where the registry does not delete, or no tags alone. A
+        reference without tag and digest is InvalidReference. Blobs and children stay for the registry to clean up.
+        """
+        await self._run(lambda client, operation: client.delete_manifest(reference, operation=operation))
+
+    async def referrers(
+        self, repository: Repository, digest: Digest, artifact_type: str | None = None
+    ) -> tuple[Descriptor, ...]:
+        """Manifests of the repository that have this digest as their subject, each once.
+
+        artifact_type picks those of one type. The registry is asked; where it keeps no such list, the tag that
+        stands in for it is read. The digest itself need not exist.
+        """
+        return await self._run(
+            lambda client, operation: client.referrers(repository, digest, artifact_type, operation=operation)
         )
 
     async def tags(self, repository: Repository) -> list[str]:
@@ -152,6 +183,40 @@ class Registry:
             ),
             seconds=self._timeouts.blob,
         )
+
+    async def copy_blob(self, source: Repository, target: Repository, descriptor: Descriptor) -> Transfer:
+        """Bring a blob from one repository to another, of the same registry or not, in bounded memory.
+
+        Inside a registry it is mounted where that is allowed. Otherwise it is streamed, and the last piece goes
+        out only once size and digest of the whole are known to be right. Content that the descriptor carries is
+        not fetched.
+        """
+        return await self._run(
+            lambda client, operation: client.copy_blob(source, target, descriptor, operation=operation),
+            seconds=self._timeouts.blob,
+        )
+
+    async def copy_manifest(
+        self,
+        source: Repository,
+        target: Repository,
+        descriptor: Descriptor | None = None,
+        tags: Sequence[str] = (),
+        *,
+        track_subject: bool = True,
+    ) -> CopyReport:
+        """Copy a manifest or index, byte for byte, with everything below it; then write the tags.
+
+        source is a reference to it where no descriptor says what to copy, else a repository that has it. What the
+        target has already is left alone: a manifest that is there counts as whole, the children of an index are
+        looked at each by each. Blobs come by mount where the registry is the same. Layers with URLs of their own
+        (foreign layers) stay where they are. A manifest is written once all that it names is there, an
+        attestation after its image; the tags come last. track_subject is as for push_manifest, and holds for the
+        top: entries of an index are found by the index.
+        """
+        from buildkit_py.registry._copy import copy_tree
+
+        return await copy_tree(self, source, target, descriptor, tags, track_subject=track_subject)
 
     async def _run(self, action: Callable[[RegistryClient, Operation], T], *, seconds: float | None = None) -> T:
         return await self._workers.run(
