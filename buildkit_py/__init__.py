@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from buildkit_py.builder import BuildRequest, BuildResult, PlatformResult, build
-from buildkit_py.client import Client, SolveRequest, SolveResult, connect
-from buildkit_py.digest import Digest
-from buildkit_py.options import CacheSpec, ExporterSpec
-from buildkit_py.platforms import Platform
-from buildkit_py.progress import StatusUpdate
-from buildkit_py.reference import Reference
-from buildkit_py.rpc import TLSConfig
-from buildkit_py.run import RunRequest, RunResult, run
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_py.builder.build import build
+    from buildkit_py.builder.request import BuildRequest
+    from buildkit_py.builder.result import BuildResult, PlatformResult
+    from buildkit_py.client import Client, SolveRequest, SolveResult, connect
+    from buildkit_py.digest import Digest
+    from buildkit_py.options import CacheSpec, ExporterSpec
+    from buildkit_py.platforms import Platform
+    from buildkit_py.progress import StatusUpdate
+    from buildkit_py.reference import Reference
+    from buildkit_py.rpc import TLSConfig
+    from buildkit_py.runner import RunRequest, RunResult, run
 
 __version__ = "0.1.0"
 
@@ -34,3 +40,28 @@ __all__ = [
     "StatusUpdate",
     "TLSConfig",
 ]
+
+# Loaded at their first use: a command imports this package on its way to the few modules that it needs.
+_HOMES = {
+    "builder": ("build", "BuildRequest", "BuildResult", "PlatformResult"),
+    "client": ("connect", "Client", "SolveRequest", "SolveResult"),
+    "digest": ("Digest",),
+    "options": ("CacheSpec", "ExporterSpec"),
+    "platforms": ("Platform",),
+    "progress": ("StatusUpdate",),
+    "reference": ("Reference",),
+    "rpc": ("TLSConfig",),
+    "runner": ("run", "RunRequest", "RunResult"),
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        for module, names in _HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -12,17 +12,19 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from buildkit_py import rpc
 from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError, RPCError, SessionClosed, leaves
-from buildkit_py.oci import Descriptor
 from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.pb import control_pb2, ops_pb2
 from buildkit_py.progress import BuildProgress, StatusUpdate
-from buildkit_py.records import DaemonInfo, UsageRecord, Worker
 from buildkit_py.session.attachable import Attachable
 from buildkit_py.session.server import Session, open_session
+
+if TYPE_CHECKING:
+    from buildkit_py.oci import Descriptor
+    from buildkit_py.records import DaemonInfo, UsageRecord, Worker
 
 _REF_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _REF_LENGTH = 25  # as the Go client's random ids
@@ -124,6 +126,8 @@ class SolveResult:
     @property
     def descriptor(self) -> Descriptor | None:
         """Root of the exported image, or None where no exporter made one; ProtocolError when unreadable."""
+        from buildkit_py.oci import Descriptor
+
         text = self.response.get("containerimage.descriptor")
         if text is None:
             return None
@@ -151,6 +155,8 @@ class Client:
 
     async def info(self) -> DaemonInfo | None:
         """Version of the daemon; None from one older than v0.11, which does not say."""
+        from buildkit_py.records import DaemonInfo
+
         try:
             with rpc.mapped("ask for the version"):
                 reply = await self._connection.control.Info(control_pb2.InfoRequest())
@@ -162,12 +168,16 @@ class Client:
 
     async def workers(self, filters: Sequence[str] = ()) -> tuple[Worker, ...]:
         """The daemon's workers, the one that builds first. Filters are containerd's, any of which may match."""
+        from buildkit_py.records import Worker
+
         with rpc.mapped("list the workers"):
             reply = await self._connection.control.ListWorkers(control_pb2.ListWorkersRequest(filter=list(filters)))
         return tuple(Worker.from_pb(record) for record in reply.record)
 
     async def disk_usage(self, filters: Sequence[str] = ()) -> tuple[UsageRecord, ...]:
         """Records of the build cache of all workers, in the daemon's order."""
+        from buildkit_py.records import UsageRecord
+
         with rpc.mapped("read the disk usage"):
             reply = await self._connection.control.DiskUsage(control_pb2.DiskUsageRequest(filter=list(filters)))
         return tuple(UsageRecord.from_pb(record) for record in reply.record)
@@ -186,6 +196,8 @@ class Client:
 
         With all, also internal and shared records go. Leaving the iteration early stops the pruning.
         """
+        from buildkit_py.records import UsageRecord
+
         request = control_pb2.PruneRequest(
             filter=list(filters),
             all=all,

@@ -43,9 +43,7 @@ class Digest:
             known = ", ".join(_HEX_DIGITS)
             raise InvalidDigest(f"digest {_show(self)}: unknown algorithm; expected one of {known}")
         if len(self.hex) != length:
-            raise InvalidDigest(
-                f"digest {_show(self)}: {len(self.hex)} characters; expected {length} hex digits"
-            )
+            raise InvalidDigest(f"digest {_show(self)}: {len(self.hex)} characters; expected {length} hex digits")
         if not _HEX.fullmatch(self.hex):
             raise InvalidDigest(f"digest {_show(self)}: expected lower-case hex digits")
 
@@ -54,9 +52,7 @@ class Digest:
         """Raise InvalidDigest unless text is ``algorithm:hex`` in lower case."""
         algorithm, colon, value = text.partition(":")
         if not colon:
-            raise InvalidDigest(
-                f"digest {text[:80]!r}: expected algorithm:hex, such as sha256:<64 hex digits>"
-            )
+            raise InvalidDigest(f"digest {text[:80]!r}: expected algorithm:hex, such as sha256:<64 hex digits>")
         return cls(algorithm, value)
 
     @classmethod

@@ -120,9 +120,7 @@ class Descriptor:
     def attests(self) -> str:
         """Digest, as text, of the entry that an attestation is about; empty where it does not say."""
         # The second spelling stands in indexes of the feature's first months.
-        return self.annotations.get(REFERENCE_DIGEST) or self.annotations.get(
-            "com.docker.reference.digest", ""
-        )
+        return self.annotations.get(REFERENCE_DIGEST) or self.annotations.get("com.docker.reference.digest", "")
 
     def with_platform(self, platform: Platform | None) -> Descriptor:
         return replace(self, platform=platform)
@@ -235,9 +233,7 @@ def parse_manifest_or_index(raw: bytes, media_type: str | None = None) -> Manife
         return Index.parse(raw, said)
     if said in MANIFEST_TYPES:
         return Manifest.parse(raw, said)
-    raise ProtocolError(
-        f"manifest has media type {_clip(said)!r}; expected an OCI or Docker manifest or index"
-    )
+    raise ProtocolError(f"manifest has media type {_clip(said)!r}; expected an OCI or Docker manifest or index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,9 +397,7 @@ def encode_index(
     return raw
 
 
-_GO_ESCAPES = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-)
+_GO_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
 def encode_json(value: JSONObject, *, indent: int | None = None) -> bytes:
@@ -512,9 +506,7 @@ class _Fields:
         if not isinstance(value, Mapping):
             raise self._bad(key, "an object of strings")
         items = cast("JSONObject", value).items()
-        return MappingProxyType(
-            {name: self._checked(item, key, "an object of strings") for name, item in items}
-        )
+        return MappingProxyType({name: self._checked(item, key, "an object of strings") for name, item in items})
 
     def digest(self, key: str) -> Digest:
         return self._digest(self.required_text(key), key)
@@ -583,9 +575,7 @@ def _document_type(fields: _Fields, said: str | None, allowed: frozenset[str], d
         raise ProtocolError(f"manifest calls itself {_clip(inner)!r} and is called {_clip(outer)!r}")
     media_type = inner or outer or default
     if media_type not in allowed:
-        raise ProtocolError(
-            f"manifest has media type {_clip(media_type)!r}; expected {' or '.join(sorted(allowed))}"
-        )
+        raise ProtocolError(f"manifest has media type {_clip(media_type)!r}; expected {' or '.join(sorted(allowed))}")
     return media_type
 
 

@@ -79,9 +79,7 @@ class ExporterSpec:
         if self.type in {"local", "tar", "oci"} and self.dest is None:
             raise InvalidOption(f"output type={self.type}: dest is missing")
         if self.type == "image" and self.dest is not None:
-            raise InvalidOption(
-                "output type=image: dest is not used by this type; name=... and push=true are"
-            )
+            raise InvalidOption("output type=image: dest is not used by this type; name=... and push=true are")
         if self.type == "local" and self.dest == "-":
             raise InvalidOption("output type=local: dest must be a directory")
 

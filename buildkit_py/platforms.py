@@ -6,7 +6,6 @@ Two spellings of one platform are equal only after :meth:`Platform.normalized`.
 
 from __future__ import annotations
 
-import platform as _machine
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +90,8 @@ class Platform:
     @classmethod
     def host(cls, system: str = "", machine: str = "") -> Platform:
         """Platform of a machine with these uname fields; by default of the one this runs on."""
+        import platform as _machine
+
         system = (system or _machine.system()).lower()
         machine = (machine or _machine.machine()).lower()
         architecture, _, variant = _MACHINES.get(machine, machine).partition("/")
@@ -176,14 +177,10 @@ class Platform:
 
     @classmethod
     def from_pb(cls, message: ops_pb2.Platform) -> Platform:
-        return cls(
-            message.OS, message.Architecture, message.Variant, message.OSVersion, tuple(message.OSFeatures)
-        )
+        return cls(message.OS, message.Architecture, message.Variant, message.OSVersion, tuple(message.OSFeatures))
 
 
-def parse_platforms(
-    given: str | Iterable[str | Platform], default: Platform | None = None
-) -> tuple[Platform, ...]:
+def parse_platforms(given: str | Iterable[str | Platform], default: Platform | None = None) -> tuple[Platform, ...]:
     """Platforms of comma lists, normalised, in the order given; ``local`` stands for default.
 
     Raises InvalidPlatform for one that cannot be read and for one that is given twice, in any spelling.
@@ -375,9 +372,7 @@ def _parse_os(part: str, text: str) -> tuple[str, str, tuple[str, ...]]:
     )
 
 
-def _complete(
-    text: str, os: str, os_version: str, os_features: tuple[str, ...], default: Platform | None
-) -> Platform:
+def _complete(text: str, os: str, os_version: str, os_features: tuple[str, ...], default: Platform | None) -> Platform:
     """Platform of a single word."""
     if os in _KNOWN_OS:
         other = _or_this_machine(default).normalized()

@@ -104,8 +104,7 @@ class Reference:
         """The same name with this tag and no digest; raises InvalidReference."""
         if not _TAG_ONLY.fullmatch(tag):
             raise InvalidReference(
-                f"tag {tag[:140]!r}: expected 1 to 128 of letters, digits, '_', '.' and '-', "
-                "the first not '.' or '-'"
+                f"tag {tag[:140]!r}: expected 1 to 128 of letters, digits, '_', '.' and '-', the first not '.' or '-'"
             )
         return replace(self, tag=tag, digest=None)
 
@@ -133,9 +132,7 @@ class Reference:
 def _read(text: str, given: str) -> Reference:
     """The reference in text; errors show what was given."""
     if len(given) > _MAX_TEXT:
-        raise InvalidReference(
-            f"reference {given[:64]!r}...: {len(given)} characters are too long; {_EXPECTED}"
-        )
+        raise InvalidReference(f"reference {given[:64]!r}...: {len(given)} characters are too long; {_EXPECTED}")
     found = _REFERENCE.fullmatch(text)
     if found is None:
         raise InvalidReference(f"reference {given!r}: {_what_is_wrong(given)}")

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from buildkit_py.builder.hints import hint_for
 from buildkit_py.builder.identity import node_id
 from buildkit_py.builder.outputs import ClientOutputs
-from buildkit_py.builder.publish import Pushed, collect, push_root
 from buildkit_py.builder.request import BuildRequest, Plan, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
 from buildkit_py.client import Client, SolveRequest, SolveResult
-from buildkit_py.digest import Digest
 from buildkit_py.errors import BuildErrors, BuildKitError, ConnectionLost, ProtocolError, SolveError, leaves
-from buildkit_py.oci import Descriptor
 from buildkit_py.options import ExporterSpec
 from buildkit_py.platforms import Platform
 from buildkit_py.progress import StatusUpdate
-from buildkit_py.registry import CredentialStore, DockerCredentials, Registry, RegistryConfig
 from buildkit_py.session.auth import Auth
 from buildkit_py.session.filesync import FileSync, LocalDir
 from buildkit_py.session.server import Session
+
+if TYPE_CHECKING:
+    # What publishing needs takes long to load, and is loaded while the solves run.
+    from buildkit_py.builder.publish import Pushed
+    from buildkit_py.oci import Descriptor
+    from buildkit_py.registry import Credentials, CredentialStore, Registry, RegistryConfig
 
 StatusCallback: TypeAlias = Callable[[str, StatusUpdate], None]
 """Gets (platform, update) on the event loop; must not block. The platform is "" where none was asked for."""
@@ -60,11 +63,12 @@ async def build(
     checked = plan(request)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
-        credentials = credentials or DockerCredentials()
-        config = registry_config or RegistryConfig()
-        registry = await stack.enter_async_context(Registry(credentials=credentials, config=config))
+        # One store for the daemon's questions and for our own: it asks a helper once, and one at a time.
+        registries = _Registries(credentials or _DockerCredentials(), registry_config)
+        stack.push_async_callback(registries.aclose)
         outputs = await stack.enter_async_context(ClientOutputs(checked))
-        run = _Run(client, checked, registry, outputs, Auth(credentials, config), on_status)
+        auth = Auth(registries.credentials, registry_config)
+        run = _Run(client, checked, registries, outputs, auth, on_status)
         solved = await run.solve_all()
         descriptor = await run.publish(solved)
     ended = time.monotonic()
@@ -77,6 +81,50 @@ async def build(
     )
 
 
+class _DockerCredentials:
+    """Docker's credentials, from the first question on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._store: CredentialStore | None = None
+
+    def get(self, host: str, /) -> Credentials:
+        """See CredentialStore."""
+        with self._lock:
+            if self._store is None:
+                from buildkit_py.registry import DockerCredentials
+
+                self._store = DockerCredentials()
+        return self._store.get(host)
+
+
+class _Registries:
+    """The registry client of one build, from the first use on."""
+
+    def __init__(self, credentials: CredentialStore, config: RegistryConfig | None) -> None:
+        self.credentials = credentials
+        self._config = config
+        self._client: Registry | None = None
+
+    def open(self) -> Registry:
+        """The client; closed by aclose()."""
+        if self._client is None:
+            from buildkit_py.registry import Registry
+
+            self._client = Registry(credentials=self.credentials, config=self._config)
+        return self._client
+
+    async def warm_up(self, repositories: Sequence[str]) -> None:
+        """Load the code for a push, connect, and fetch tokens."""
+        await asyncio.to_thread(importlib.import_module, "buildkit_py.builder.publish")
+        await self.open().warm_up(*repositories)
+
+    async def aclose(self) -> None:
+        """End running calls and close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
 class _Run:
     """What the solves of one build share."""
 
@@ -84,14 +132,14 @@ class _Run:
         self,
         client: Client,
         checked: Plan,
-        registry: Registry,
+        registries: _Registries,
         outputs: ClientOutputs,
         auth: Auth,
         on_status: StatusCallback | None,
     ) -> None:
         self._client = client
         self._plan = checked
-        self._registry = registry
+        self._registries = registries
         self._outputs = outputs
         self._on_status = on_status
         self._auth = auth
@@ -107,6 +155,10 @@ class _Run:
                     solving = [
                         tasks.create_task(self._solve(session, platform)) for platform in plan_.platforms or (None,)
                     ]
+                    if plan_.repositories:
+                        warming = tasks.create_task(self._registries.warm_up(plan_.repositories))
+                        await asyncio.wait(solving)
+                        warming.cancel()
             except BaseExceptionGroup as group:
                 raise _joined(group) from None
         return tuple(task.result() for task in solving)
@@ -143,6 +195,8 @@ class _Run:
             try:
                 result = await self._client.solve(request, session=own, on_status=labelled)
             except SolveError as error:
+                from buildkit_py.builder.hints import hint_for
+
                 error.hint = await hint_for(error, platform, self._client.workers)
                 raise
             ended = time.monotonic()
@@ -171,15 +225,19 @@ class _Run:
         root = result.descriptor
         if root is None:
             raise ProtocolError("the daemon pushed an image but did not say which: no containerimage.descriptor")
-        return await collect(self._registry, self._plan.repositories, root, platform)
+        from buildkit_py.builder.publish import collect
+
+        return await collect(self._registries.open(), self._plan.repositories, root, platform)
 
     async def publish(self, solved: Sequence[_Solved]) -> Descriptor | None:
         """Files first, tags last: a build that cannot write its files moves no tag."""
         merged = await self._outputs.publish([entry.platform for entry in solved])
         pushed = [entry.pushed for entry in solved if entry.pushed is not None]
         if pushed:
+            from buildkit_py.builder.publish import push_root
+
             return await push_root(
-                self._registry,
+                self._registries.open(),
                 self._plan.references,
                 pushed,
                 annotations=self._plan.request.annotations,
@@ -190,6 +248,8 @@ class _Run:
 
     def platform_result(self, entry: _Solved) -> PlatformResult:
         """The public record of one platform."""
+        from buildkit_py.digest import Digest
+
         image = entry.pushed.images[0] if entry.pushed is not None else None
         config = entry.result.response.get("containerimage.config.digest")
         root = entry.result.descriptor

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from buildkit_py.digest import Digest
-from buildkit_py.oci import Descriptor
-from buildkit_py.platforms import Platform
-from buildkit_py.reference import Reference
+if TYPE_CHECKING:
+    from buildkit_py.digest import Digest
+    from buildkit_py.oci import Descriptor
+    from buildkit_py.platforms import Platform
+    from buildkit_py.reference import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,7 +141,7 @@ async def _create(registry: Registry, args: argparse.Namespace) -> int:
         _write(made.raw + b"\n")
         return 0
     _tell(_entry_line(entry) for entry in made.entries)
-    _tell([str(made.transfer)])
+    _tell([str(made.traffic)])
     _tell(_written(made.references, made.unchanged))
     if args.metadata_file is not None:
         write_text(Path(args.metadata_file), json.dumps(made.metadata(), indent=2))
@@ -159,7 +159,7 @@ async def _copy(registry: Registry, args: argparse.Namespace) -> int:
     )
     copied = await imagetools.copy(registry, request)
     _tell(f"referrer {entry.digest} {entry.artifact_type}".rstrip() for entry in copied.referrers)
-    _tell([str(copied.transfer)])
+    _tell([str(copied.traffic)])
     _tell(_written([copied.destination], [copied.destination] if copied.unchanged else []))
     print(copied.descriptor.digest)
     return 0

@@ -9,7 +9,7 @@ from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.progress import show_progress, shows_logs
 from buildkit_py.cli.registry import open_registry
 from buildkit_py.platforms import Platform
-from buildkit_py.run import RunRequest, run
+from buildkit_py.runner import RunRequest, run
 
 
 def configure(name: str, parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from buildkit_py.imagetools.inspect import Image, Inspection, Statement, inspect
 from buildkit_py.imagetools.location import LayoutLocation, Location, parse_location
 from buildkit_py.imagetools.source import Source, encode_digest_file, parse_source, read_source_file
 from buildkit_py.imagetools.text import Template, describe
-from buildkit_py.imagetools.transfer import Transfer
+from buildkit_py.imagetools.transfer import Traffic
 from buildkit_py.imagetools.verify import Finding, Severity, Verified, VerifyRequest, verify
 
 __all__ = [
@@ -41,5 +41,5 @@ __all__ = [
     "parse_source",
     "read_source_file",
     "encode_digest_file",
-    "Transfer",
+    "Traffic",
 ]

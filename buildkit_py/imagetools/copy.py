@@ -14,7 +14,7 @@ from buildkit_py.imagetools.join import Joined, filter_index, without_attestatio
 from buildkit_py.imagetools.location import LayoutLocation, Location, parse_location
 from buildkit_py.imagetools.store import LayoutStore, RepositoryStore, open_store
 from buildkit_py.imagetools.tasks import gather
-from buildkit_py.imagetools.transfer import Transfer, push_nodes
+from buildkit_py.imagetools.transfer import Traffic, push_nodes
 from buildkit_py.imagetools.tree import Node, read_tree
 from buildkit_py.layout import IMAGE_NAME, REF_NAME, LayoutWriter, check_destination
 from buildkit_py.oci import Descriptor, Index, Manifest
@@ -55,7 +55,7 @@ class Copied:
     unchanged: bool
     """Whether the destination named this very root before."""
     referrers: tuple[Descriptor, ...]
-    transfer: Transfer
+    traffic: Traffic
 
 
 async def copy(registry: Registry, request: CopyRequest) -> Copied:
@@ -77,12 +77,12 @@ async def copy(registry: Registry, request: CopyRequest) -> Copied:
         bare = Descriptor(media_type=found.media_type, digest=found.digest, size=found.size)
         root = await _reduced(store, await read_tree(store, bare, raw), request, platforms)
         referrers = await _referrers(store, root) if request.referrers else []
-        transfer = Transfer()
+        traffic = Traffic()
         if isinstance(destination, Reference):
-            unchanged = await _to_registry(registry, store, root, referrers, destination, transfer)
+            unchanged = await _to_registry(registry, store, root, referrers, destination, traffic)
         else:
             unchanged = False
-            await _to_layout(store, root, referrers, destination, transfer)
+            await _to_layout(store, root, referrers, destination, traffic)
     return Copied(
         descriptor=Descriptor.of(root.raw, root.descriptor.media_type),
         raw=root.raw,
@@ -90,7 +90,7 @@ async def copy(registry: Registry, request: CopyRequest) -> Copied:
         destination=destination,
         unchanged=unchanged,
         referrers=tuple(node.descriptor for node in referrers),
-        transfer=transfer,
+        traffic=traffic,
     )
 
 
@@ -132,7 +132,8 @@ async def _referrers(store: Store, root: Node) -> list[Node]:
     """What refers to these manifests and is not among them, and what refers to that; subjects first."""
     known = {node.descriptor.digest for node in root.walk()}
     found: list[Node] = []
-    level = list(known)
+    # Nobody signs an attestation of an index by itself: the index is signed.
+    level = [node.descriptor.digest for node in root.walk() if not node.descriptor.is_attestation]
     for _ in range(_MAX_REFERRER_DEPTH):
         listed = await gather(store.referrers(digest) for digest in level)
         fresh = {entry.digest: entry for entries in listed for entry in entries if entry.digest not in known}
@@ -158,16 +159,17 @@ async def _to_registry(
     root: Node,
     referrers: Sequence[Node],
     destination: Reference,
-    transfer: Transfer,
+    traffic: Traffic,
 ) -> bool:
-    nodes = {node.descriptor.digest: node for tree in (root, *referrers) for node in tree.walk()}
-    await push_nodes(registry, store, list(nodes.values()), destination.without_tag(), transfer)
-    media_type = root.descriptor.media_type
-    return bool(await write_tags(registry, root.raw, media_type, [destination]))
+    repository = destination.without_tag()
+    await push_nodes(registry, store, list(root.walk()), repository, traffic)
+    about = {node.descriptor.digest: node for tree in referrers for node in tree.walk()}
+    await push_nodes(registry, store, list(about.values()), repository, traffic, track_subjects=True)
+    return bool(await write_tags(registry, root.raw, root.descriptor.media_type, [destination]))
 
 
 async def _to_layout(
-    store: Store, root: Node, referrers: Sequence[Node], destination: LayoutLocation, transfer: Transfer
+    store: Store, root: Node, referrers: Sequence[Node], destination: LayoutLocation, traffic: Traffic
 ) -> None:
     directory = _is_directory(destination)
     path = destination.path.absolute()
@@ -177,10 +179,10 @@ async def _to_layout(
         blobs: dict[Digest, Descriptor] = {}
         for node in nodes.values():
             await asyncio.to_thread(writer.put, node.descriptor.digest, node.raw)
-            transfer.manifests += 1
+            traffic.manifests += 1
             blobs |= {blob.digest: blob for blob in node.blobs}
         limit = asyncio.Semaphore(_PULLS)
-        await gather(_pull(store, writer, blob, limit, transfer) for blob in blobs.values() if blob.digest not in nodes)
+        await gather(_pull(store, writer, blob, limit, traffic) for blob in blobs.values() if blob.digest not in nodes)
         entries = [_named(root, store, destination), *(_about(node) for node in referrers)]
         await asyncio.to_thread(writer.finish_entries, entries)
         await asyncio.to_thread(writer.publish_directory if directory else writer.publish_file, path)
@@ -189,7 +191,7 @@ async def _to_layout(
 
 
 async def _pull(
-    store: Store, writer: LayoutWriter, blob: Descriptor, limit: asyncio.Semaphore, transfer: Transfer
+    store: Store, writer: LayoutWriter, blob: Descriptor, limit: asyncio.Semaphore, traffic: Traffic
 ) -> None:
     async with limit:
         if blob.urls and not await store.has_blob(blob):
@@ -200,8 +202,8 @@ async def _pull(
             await asyncio.to_thread(target.close)
         finally:
             await asyncio.to_thread(target.abort)
-    transfer.sent += 1
-    transfer.sent_bytes += blob.size
+    traffic.sent += 1
+    traffic.sent_bytes += blob.size
 
 
 def _named(root: Node, store: Store, destination: LayoutLocation) -> Descriptor:

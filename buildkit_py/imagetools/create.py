@@ -18,7 +18,7 @@ from buildkit_py.imagetools.rewrite import with_annotations
 from buildkit_py.imagetools.source import Source, SourceLike, parse_source, read_source_file
 from buildkit_py.imagetools.store import LayoutStore, RepositoryStore, open_store
 from buildkit_py.imagetools.tasks import gather
-from buildkit_py.imagetools.transfer import Transfer, push_nodes
+from buildkit_py.imagetools.transfer import Traffic, push_nodes
 from buildkit_py.imagetools.tree import Node, read_tree
 from buildkit_py.oci import Descriptor, ImageConfig, Index, Manifest
 from buildkit_py.platforms import Platform, parse_platforms
@@ -60,7 +60,7 @@ class Created:
     """Those of references that did so before."""
     notes: tuple[str, ...]
     """What people should know: what was replaced, what is odd."""
-    transfer: Transfer
+    traffic: Traffic
 
     def metadata(self) -> dict[str, object]:
         """What ``--metadata-file`` writes, with docker buildx's keys."""
@@ -99,10 +99,10 @@ async def create(registry: Registry, request: CreateRequest) -> Created:
             prefer_index=request.prefer_index,
         )
         notes += [note for source in read for note in source.notes]
-        transfer = Transfer()
+        traffic = Traffic()
         unchanged: tuple[Reference, ...] = ()
         if not request.dry_run:
-            await _push_children(registry, read, joined, rewritten, plan.references, transfer)
+            await _push_children(registry, read, joined, rewritten, plan.references, traffic)
             unchanged = await write_tags(registry, joined.raw, joined.media_type, plan.references)
     return Created(
         raw=joined.raw,
@@ -111,7 +111,7 @@ async def create(registry: Registry, request: CreateRequest) -> Created:
         references=plan.references,
         unchanged=unchanged,
         notes=(*joined.notes, *notes),
-        transfer=transfer,
+        traffic=traffic,
     )
 
 
@@ -329,7 +329,7 @@ async def _push_children(
     joined: Joined,
     rewritten: Mapping[Digest, bytes],
     references: Sequence[Reference],
-    transfer: Transfer,
+    traffic: Traffic,
 ) -> None:
     """Put everything that the index lists into every repository that it is written to."""
     wanted = {entry.digest for entry in joined.entries}
@@ -342,7 +342,7 @@ async def _push_children(
             # What was read from this very repository is there; what was changed is not.
             moving = [node for node in nodes if not at_home or node.descriptor.digest in rewritten]
             flat = list({n.descriptor.digest: n for node in moving for n in node.walk()}.values())
-            await push_nodes(registry, source.store, flat, repository, transfer)
+            await push_nodes(registry, source.store, flat, repository, traffic)
 
 
 async def write_tags(

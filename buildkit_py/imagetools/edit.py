@@ -12,7 +12,7 @@ from buildkit_py.imagetools.create import target_reference, write_tags
 from buildkit_py.imagetools.join import platform_key
 from buildkit_py.imagetools.rewrite import Fields, annotate_entry, with_annotations, with_entries
 from buildkit_py.imagetools.store import RepositoryStore
-from buildkit_py.imagetools.transfer import Transfer, push_nodes
+from buildkit_py.imagetools.transfer import Traffic, push_nodes
 from buildkit_py.imagetools.tree import Node, read_tree
 from buildkit_py.oci import DOCKER_INDEX, OCI_INDEX, Descriptor, Index, Manifest, parse_manifest_or_index
 from buildkit_py.platforms import Platform, parse_platforms
@@ -42,7 +42,7 @@ class Edited:
     references: tuple[Reference, ...]
     unchanged: tuple[Reference, ...]
     """Those of references that pointed at the result before."""
-    transfer: Transfer
+    traffic: Traffic
 
 
 async def rm_platform(
@@ -154,10 +154,10 @@ class _Target:
     async def write(self, registry: Registry, before: Index, raw: bytes) -> Edited:
         """Bring what the index lists to other repositories, put the index there, and write the tags."""
         after = Index.parse(raw)
-        transfer = Transfer()
+        traffic = Traffic()
         unchanged: tuple[Reference, ...] = ()
         if not self.dry_run:
-            await self._push_children(registry, after, transfer)
+            await self._push_children(registry, after, traffic)
             unchanged = await write_tags(registry, raw, after.media_type, self.references)
         kept = {entry.digest for entry in after.manifests}
         return Edited(
@@ -168,10 +168,10 @@ class _Target:
             removed=tuple(entry for entry in before.manifests if entry.digest not in kept),
             references=self.references,
             unchanged=unchanged,
-            transfer=transfer,
+            traffic=traffic,
         )
 
-    async def _push_children(self, registry: Registry, index: Index, transfer: Transfer) -> None:
+    async def _push_children(self, registry: Registry, index: Index, traffic: Traffic) -> None:
         others = dict.fromkeys(r.without_tag() for r in self.references if r.name != self.source.name)
         if not others:
             return
@@ -179,7 +179,7 @@ class _Target:
         tree = await read_tree(store, index.descriptor, index.raw)
         nodes: list[Node] = [node for node in tree.walk() if node is not tree]
         for repository in others:
-            await push_nodes(registry, store, nodes, repository, transfer)
+            await push_nodes(registry, store, nodes, repository, traffic)
 
 
 __all__ = ["EditOptions", "Edited", "annotate", "rm_platform"]

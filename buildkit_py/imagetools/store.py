@@ -116,12 +116,7 @@ class RepositoryStore:
             raise ImageError(f"{what}: {error}") from error
 
     async def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
-        tag = f"{digest.algorithm[:32]}-{digest.hex[:64]}"
-        try:
-            raw, found = await self.registry.fetch_manifest(self.reference.with_tag(tag))
-        except NotFound:
-            return ()
-        return Index.parse(raw, found.media_type).manifests
+        return await self.registry.referrers(self.name, digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, TextIO, TypeAlias, assert_never, cast, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO, TypeAlias, assert_never, cast, get_args
 
 from buildkit_py.errors import InvalidOption
 from buildkit_py.progress.model import StatusUpdate
 from buildkit_py.progress.output import Output
-from buildkit_py.progress.plain import PlainRenderer
-from buildkit_py.progress.rawjson import RawJSONRenderer
-from buildkit_py.progress.tty import LOG_WINDOW_LINES, NO_COLORS, Colors, TTYRenderer
+
+if TYPE_CHECKING:
+    from buildkit_py.progress.tty import Colors
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,10 @@ def open_renderer(
     refresh_seconds = _refresh_seconds(env)
     resolved = _resolve(mode, stream, env)
     match resolved:
+        # Only the one that is wanted is loaded.
         case "plain":
+            from buildkit_py.progress.plain import PlainRenderer
+
             return PlainRenderer(
                 output,
                 clock=clock,
@@ -82,6 +85,8 @@ def open_renderer(
                 truncate_names=env.get("PROGRESS_NO_TRUNC") == "0",
             )
         case "tty":
+            from buildkit_py.progress.tty import LOG_WINDOW_LINES, NO_COLORS, TTYRenderer
+
             return TTYRenderer(
                 output,
                 clock=clock,
@@ -91,6 +96,8 @@ def open_renderer(
                 log_lines=_number(env, "BUILDKIT_TTY_LOG_LINES", LOG_WINDOW_LINES, most=100),
             )
         case "rawjson":
+            from buildkit_py.progress.rawjson import RawJSONRenderer
+
             return RawJSONRenderer(output)
         case "quiet":
             return QuietRenderer()
@@ -128,6 +135,8 @@ def parse_colors(text: str) -> Colors:
 
     A part that cannot be read is logged and left out: an old setting must not stop a build.
     """
+    from buildkit_py.progress.tty import Colors
+
     chosen: dict[str, str] = {}
     for part in filter(None, text.split(":")):
         key, _, value = part.partition("=")

@@ -9,6 +9,8 @@ import socket
 import urllib.parse
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc import aio
@@ -20,12 +22,13 @@ from buildkit_py.errors import (
     InvalidOption,
     describe_attempts,
 )
-from buildkit_py.pb import content_pb2_grpc, control_pb2, control_pb2_grpc, gateway_pb2_grpc
+from buildkit_py.pb import control_pb2, control_pb2_grpc
 from buildkit_py.rpc.address import Address, default_addresses
-from buildkit_py.rpc.bridge import docker_opener, open_bridge, socket_reason
-from buildkit_py.rpc.diagnosis import diagnose
 from buildkit_py.rpc.status import map_rpc_error
 from buildkit_py.rpc.tls import TLSConfig, TLSMaterial
+
+if TYPE_CHECKING:
+    from buildkit_py.pb import content_pb2_grpc, gateway_pb2_grpc
 
 MIN_KEEPALIVE_SECONDS = 300.0
 """A daemon hangs up on a client that pings more often. Source: grpc-go, internal/transport/defaults.go."""
@@ -45,9 +48,22 @@ class Connection:
         self.address = address
         self.channel = channel
         self.control = control_pb2_grpc.ControlStub(channel)
-        self.content = content_pb2_grpc.ContentStub(channel)
+
+    # Few builds need these two, and their messages take their time to load.
+
+    @cached_property
+    def content(self) -> content_pb2_grpc.ContentStub:
         """Blobs of the daemon, read-only; absent (UNIMPLEMENTED) before v0.11."""
-        self.gateway = gateway_pb2_grpc.LLBBridgeStub(channel)
+        from buildkit_py.pb import content_pb2_grpc
+
+        return content_pb2_grpc.ContentStub(self.channel)
+
+    @cached_property
+    def gateway(self) -> gateway_pb2_grpc.LLBBridgeStub:
+        """What a frontend may ask for during its solve."""
+        from buildkit_py.pb import gateway_pb2_grpc
+
+        return gateway_pb2_grpc.LLBBridgeStub(self.channel)
 
     async def info(self) -> control_pb2.InfoResponse:
         """What the daemon says about itself; empty from one too old to be asked. Raises RPCError."""
@@ -156,6 +172,8 @@ async def _target(stack: contextlib.AsyncExitStack, address: Address) -> str:
 
 
 def _bridge(path: str) -> AbstractAsyncContextManager[os.PathLike[str]]:
+    from buildkit_py.rpc.bridge import docker_opener, open_bridge
+
     return open_bridge(docker_opener(path))
 
 
@@ -166,6 +184,8 @@ async def _try_socket(path: str) -> None:
         try:
             await asyncio.get_running_loop().sock_connect(sock, path)
         except OSError as error:
+            from buildkit_py.rpc.bridge import socket_reason
+
             raise ConnectFailed(socket_reason(path, error)) from error
 
 
@@ -188,6 +208,8 @@ async def _ready(connection: Connection, tls: TLSMaterial | None, dial_timeout: 
             raise mapped from error
         reason = None
         if isinstance(mapped, ConnectionLost):
+            from buildkit_py.rpc.diagnosis import diagnose
+
             reason = await diagnose(connection.address, tls)
         reason = reason or error.details() or mapped.__class__.__name__
         raise ConnectFailed(reason + _docker_hint(connection.address)) from error

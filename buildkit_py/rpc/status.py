@@ -12,7 +12,6 @@ from typing import TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import status_pb2  # type: ignore[import-untyped]  # has no stubs
 
 from buildkit_py.errors import (
     BuildKitError,
@@ -118,6 +117,9 @@ def status_details(error: grpc.RpcError) -> Details:
 
 def parse_status(data: bytes) -> RPCError:
     """Read a serialised google.rpc.Status, as trailers and history hold it, or say that it is garbled."""
+    # Here, as most calls succeed.
+    from google.rpc import status_pb2  # type: ignore[import-untyped]  # has no stubs
+
     try:
         status = status_pb2.Status.FromString(data)
     except DecodeError:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import ssl
-import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from buildkit_py.errors import InvalidOption
+
+if TYPE_CHECKING:
+    import ssl
 
 Pem: TypeAlias = "str | os.PathLike[str] | bytes"
 """A path, or PEM itself as bytes."""
@@ -111,6 +112,8 @@ class TLSMaterial:
 
     def context(self) -> ssl.SSLContext:
         """The same for Python's own TLS, which we use to find out why a handshake of gRPC failed."""
+        import ssl
+
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_alpn_protocols(["h2"])
         context.load_verify_locations(cadata=self.ca.decode("ascii", "ignore"))
@@ -139,6 +142,8 @@ def _read(what: str, source: Pem) -> bytes:
 
 def _system_roots() -> bytes:
     """The system's certificates, so that gRPC (which brings its own) trusts what all other programs trust."""
+    import ssl
+
     # The first is empty where OpenSSL was built for another system, which its stubs do not know.
     for path in (ssl.get_default_verify_paths().cafile or "", *_SYSTEM_ROOTS):
         if Path(path).is_file():
@@ -157,6 +162,8 @@ def _private_file(data: bytes) -> Generator[str, None, None]:
         finally:
             os.close(fd)
     else:
+        import tempfile
+
         with tempfile.NamedTemporaryFile() as file:  # made with mode 0600
             file.write(data)
             file.flush()

@@ -41,9 +41,7 @@ AMD64 = Platform("linux", "amd64")
 
 
 def image(digest: Digest, platform: Platform | None, **more: Any) -> Descriptor:
-    return Descriptor(
-        **{"media_type": OCI_MANIFEST, "digest": digest, "size": 10, "platform": platform, **more}
-    )
+    return Descriptor(**{"media_type": OCI_MANIFEST, "digest": digest, "size": 10, "platform": platform, **more})
 
 
 def attestation(digest: Digest, of: Digest) -> Descriptor:
@@ -74,9 +72,7 @@ def test_an_index_has_the_bytes_of_gos_marshal_indent() -> None:
         urls=("https://example.com/?a=1&b=2",),
         data=None,
     )
-    raw = encode_index(
-        [entry], annotations={"z": "1", "k": "2"}, artifact_type="application/y", subject=image(B, None)
-    )
+    raw = encode_index([entry], annotations={"z": "1", "k": "2"}, artifact_type="application/y", subject=image(B, None))
     assert (
         raw.decode()
         == f"""{{
@@ -332,9 +328,7 @@ def test_an_entry_that_agrees_with_its_config(entry: Platform, config: dict[str,
         (None, {}, "no platform"),
     ],
 )
-def test_an_entry_that_disagrees_is_refused(
-    entry: Platform | None, config: dict[str, object], reason: str
-) -> None:
+def test_an_entry_that_disagrees_is_refused(entry: Platform | None, config: dict[str, object], reason: str) -> None:
     with pytest.raises(ProtocolError, match=reason):
         check_entry(image(A, entry), ImageConfig.parse(config_json(**config)))
 
@@ -414,8 +408,7 @@ descriptors = st.builds(
     media_type=st.text(min_size=1, max_size=6),
     digest=st.binary(max_size=4).map(Digest.of),
     size=st.integers(0, (1 << 63) - 1),
-    platform=st.none()
-    | st.builds(Platform, texts, texts, texts, texts, st.lists(texts, max_size=2).map(tuple)),
+    platform=st.none() | st.builds(Platform, texts, texts, texts, texts, st.lists(texts, max_size=2).map(tuple)),
     annotations=st.dictionaries(texts, texts, max_size=3),
     artifact_type=texts,
     urls=st.lists(texts, max_size=2).map(tuple),

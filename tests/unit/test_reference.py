@@ -17,9 +17,7 @@ from buildkit_py.errors import BuildKitError, InvalidReference
 from buildkit_py.reference import Reference
 
 GOLDEN_DIR = Path(os.environ.get("BUILDKIT_PY_GOLDEN") or Path(__file__).parents[1] / "data" / "golden")
-GOLDEN: list[dict[str, Any]] = json.loads((GOLDEN_DIR / "references.json").read_text(encoding="utf-8"))[
-    "references"
-]
+GOLDEN: list[dict[str, Any]] = json.loads((GOLDEN_DIR / "references.json").read_text(encoding="utf-8"))["references"]
 DIGEST = Digest.of(b"x")
 
 ERROR_WORDS = {
@@ -50,9 +48,7 @@ def test_golden_references(case: dict[str, Any]) -> None:
     assert reference.familiar == case["familiar"]
     assert reference.familiar_name == case["familiar_name"]
     assert str(reference.with_default_tag()) == case["tag_name_only"]
-    docker_form = (
-        reference.with_digest(reference.digest) if reference.digest else reference.with_default_tag()
-    )
+    docker_form = reference.with_digest(reference.digest) if reference.digest else reference.with_default_tag()
     assert str(docker_form) == case["docker_ref"]
     assert (reference == reference.without_tag()) is case["is_name_only"]
 
@@ -116,9 +112,7 @@ def test_errors_say_what_is_wrong(text: str, hint: str) -> None:
     assert len(str(raised.value)) < 400
 
 
-@pytest.mark.parametrize(
-    "name", ["docker.io/localhost/app", "docker.io/foo.bar/app", f"docker.io/library/{'a' * 64}"]
-)
+@pytest.mark.parametrize("name", ["docker.io/localhost/app", "docker.io/foo.bar/app", f"docker.io/library/{'a' * 64}"])
 def test_familiar_keeps_what_it_takes_to_read_it_back(name: str) -> None:
     reference = Reference.parse_normalized(name)
     assert Reference.parse_normalized(reference.familiar) == reference
@@ -127,9 +121,7 @@ def test_familiar_keeps_what_it_takes_to_read_it_back(name: str) -> None:
 components = st.from_regex(r"[a-z0-9]{1,4}((\.|_|__|-{1,2})[a-z0-9]{1,3}){0,2}", fullmatch=True)
 references = st.builds(
     Reference,
-    st.sampled_from(
-        ["docker.io", "localhost", "localhost:5000", "127.0.0.1:1", "[::1]:5000", "Example.com", "UP"]
-    ),
+    st.sampled_from(["docker.io", "localhost", "localhost:5000", "127.0.0.1:1", "[::1]:5000", "Example.com", "UP"]),
     st.lists(components, min_size=1, max_size=4).map("/".join),
     st.none() | st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True),
     st.none() | st.binary(max_size=3).map(Digest.of),

@@ -18,9 +18,7 @@ from buildkit_py.pb import fsutil_bytes_pb2, fsutil_pb2
 
 Facts: TypeAlias = dict[str, object]
 
-TABLE: dict[str, Facts] = json.loads(
-    (Path(__file__).parents[1] / "data/wire/buildkit-v0.32.2.json").read_text()
-)
+TABLE: dict[str, Facts] = json.loads((Path(__file__).parents[1] / "data/wire/buildkit-v0.32.2.json").read_text())
 OURS = "buildkit_py."
 """Packages that no daemon knows."""
 

@@ -23,7 +23,8 @@ from buildkit_py.errors import Unauthorized
 from buildkit_py.pb import auth_pb2
 from buildkit_py.registry import Credentials, HostConfig, RegistryConfig, StaticCredentials
 from buildkit_py.session.attachable import CallError, Code
-from buildkit_py.session.auth import Auth, Seeds
+from buildkit_py.session.auth import Auth
+from buildkit_py.session.auth_service import Seeds
 from tests.support.calls import call_pair
 from tests.support.fake_registry import Answer, FakeRegistry
 
@@ -269,7 +270,7 @@ def test_seeds_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 def test_a_lock_that_is_never_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait for another process ends, and what the file holds is used."""
-    monkeypatch.setattr("buildkit_py.session.auth._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("buildkit_py.session.auth_service._LOCK_SECONDS", 0.1)
     path = tmp_path / ".token_seed"
     known = Seeds(path).get("a")
     with (tmp_path / ".token_seed.lock").open("w") as lock:

@@ -45,7 +45,8 @@ class RunRequest:
     def check(self) -> None:
         """Raise InvalidOption, InvalidPlatform or InvalidReference for what cannot be run anywhere."""
         Reference.parse_normalized(self.reference)
-        parse_platforms(self.platforms)
+        for platform in parse_platforms(self.platforms):
+            platform.check_known()
         for item in self.env:
             if "=" not in item or item.startswith("="):
                 raise InvalidOption(f"env {item!r}: expected NAME=VALUE")
