@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,10 @@ def scratch(tmp_path: Path) -> Path:
     (context / "Dockerfile").write_text('FROM scratch\nCOPY file /\nCMD ["/file"]\n')
     (context / "file").write_text("content")
     return context
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_interrupts() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored; tests of interrupts need it heeded."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -496,9 +496,8 @@ def _hosts(hosts: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[
 def _exit_codes(codes: Iterable[int] | None) -> tuple[int, ...] | None:
     if codes is None:
         return None
-    return tuple(
-        [check.integer("valid_exit_codes", code, check.INT32) for code in check.several("valid_exit_codes", codes)]
-    )
+    items = check.several("valid_exit_codes", codes)
+    return tuple([check.integer("valid_exit_codes", code, check.INT32) for code in items]) or None
 
 
 def _distinct(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:

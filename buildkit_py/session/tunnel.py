@@ -150,7 +150,7 @@ def _unwrap(message: bytes) -> bytes:
         shift += 7
         if byte < 0x80 or shift > 28:
             break
-    if message[0] != _DATA_TAG or position + size != len(message):
+    if message[0] != _DATA_TAG or position == 1 or message[position - 1] >= 0x80 or position + size != len(message):
         raise ProtocolError("the daemon sent a session message that is not a BytesMessage")
     return message[position:]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 
 import pytest
@@ -19,15 +18,9 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 
 @pytest.fixture
-def address() -> str:
+def address(daemon_address: str) -> str:
     """Address of the daemon under test."""
-    address = os.environ.get("BUILDKIT_HOST", "")
-    if not address:
-        reason = "BUILDKIT_HOST names no daemon"
-        if os.environ.get("BUILDKIT_PY_REQUIRE_DAEMON") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return address
+    return daemon_address
 
 
 async def test_health_checks_are_answered_until_the_session_is_closed(address: str) -> None:
