@@ -6,9 +6,10 @@ import asyncio
 import importlib
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from buildkit_py.builder.identity import node_id
@@ -20,6 +21,7 @@ from buildkit_py.errors import BuildErrors, BuildKitError, ConnectionLost, Proto
 from buildkit_py.options import ExporterSpec
 from buildkit_py.platforms import Platform
 from buildkit_py.progress import StatusUpdate
+from buildkit_py.session.attachable import Attachable
 from buildkit_py.session.auth import Auth
 from buildkit_py.session.filesync import FileSync, LocalDir
 from buildkit_py.session.server import Session
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 StatusCallback: TypeAlias = Callable[[str, StatusUpdate], None]
 """Gets (platform, update) on the event loop; must not block. The platform is "" where none was asked for."""
+
+_IMAGE_EXPORTERS = frozenset({"image", "oci", "docker"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +147,16 @@ class _Run:
         self._outputs = outputs
         self._on_status = on_status
         self._auth = auth
+        self._attachables: Sequence[Attachable] = ()
+        self._shared_key = ""
 
     async def solve_all(self) -> tuple[_Solved, ...]:
         """Solve all platforms at once over one session, so that the context crosses once."""
         plan_ = self._plan
         sources = FileSync({name: LocalDir(path) for name, path in plan_.directories.items()})
-        key = plan_.shared_key(await asyncio.to_thread(node_id))
-        async with self._client.open_session([sources, self._auth], shared_key=key) as session:
+        self._attachables = [sources, self._auth]
+        self._shared_key = plan_.shared_key(await asyncio.to_thread(node_id))
+        async with self._open_session() as session:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     solving = [
@@ -163,12 +170,12 @@ class _Run:
                 raise _joined(group) from None
         return tuple(task.result() for task in solving)
 
+    def _open_session(self, *more: Attachable) -> AbstractAsyncContextManager[Session]:
+        """A session with all that a solve of this build may ask for."""
+        return self._client.open_session([*more, *self._attachables], shared_key=self._shared_key)
+
     async def _solve(self, session: Session, platform: Platform | None) -> _Solved:
         label = "" if platform is None else str(platform)
-        exporters = [*self._push_exporter(), *self._outputs.exporters]
-        attrs = dict(self._plan.attrs)
-        if platform is not None:
-            attrs["platform"] = label
         on_status = self._on_status
 
         def labelled(update: StatusUpdate) -> None:
@@ -180,13 +187,16 @@ class _Run:
             receiver = self._outputs.attachable(platform, first_exporter=len(self._push_exporter()))
             if receiver is not None:
                 # Streams to this machine do not say which solve they belong to, so this solve gets a session of
-                # its own for them; its directories still come from the shared one.
-                own = await stack.enter_async_context(self._client.open_session([receiver, self._auth]))
-                attrs |= {f"local-sessionid:{name}": session.id for name in self._plan.directories}
+                # its own for them; where the frontend can be told so, its directories still come from the shared one.
+                own = await stack.enter_async_context(self._open_session(receiver))
+            work = self._plan.work(platform, directories_session="" if own is session else session.id)
             request = SolveRequest(
-                frontend="dockerfile.v0",
-                frontend_attrs=attrs,
-                exporters=exporters,
+                frontend=work.frontend,
+                frontend_attrs=work.attrs,
+                definition=work.definition,
+                exporters=[
+                    _with_attrs(spec, work.image_attrs) for spec in (*self._push_exporter(), *self._outputs.exporters)
+                ],
                 cache_imports=self._plan.request.cache_from,
                 cache_exports=self._plan.request.cache_to,
                 entitlements=self._plan.request.allow,
@@ -271,6 +281,13 @@ class _Run:
             cached=entry.result.cached,
             total=entry.result.total,
         )
+
+
+def _with_attrs(spec: ExporterSpec, image_attrs: Mapping[str, str]) -> ExporterSpec:
+    """The exporter with what an image must be told; its own attributes go first."""
+    if not image_attrs or spec.type not in _IMAGE_EXPORTERS:
+        return spec
+    return replace(spec, attrs=MappingProxyType({**image_attrs, **spec.attrs}))
 
 
 def _joined(group: BaseExceptionGroup[BaseException]) -> BaseException:

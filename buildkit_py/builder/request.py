@@ -1,4 +1,4 @@
-"""What to build, checked and turned into the words of the Dockerfile frontend. No daemon is asked here."""
+"""What to build, checked and turned into what each platform's solve is asked. No daemon is asked here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +27,9 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildRequest:
-    """A Dockerfile build for one platform or many. Paths are of this machine."""
+class CommonRequest:
+    """What every build may ask for, whatever it is made from. Paths are of this machine."""
 
-    context: str | os.PathLike[str] = "."
-    """Directory, or the URL of a git repository or tarball, which the daemon fetches."""
-    dockerfile: str | os.PathLike[str] | None = None
-    """Path of the Dockerfile; within the context of a URL it is relative to that. Default: ``Dockerfile`` in
-    the context."""
     platforms: Sequence[Platform | str] = ()
     """Target platforms, in the order of the index; none means the daemon's own."""
     tags: Sequence[str] = ()
@@ -42,21 +38,12 @@ class BuildRequest:
     """True pushes the image or index to every one of tags."""
     outputs: Sequence[ExporterSpec] = ()
     """Further outputs; ``type=image,push=true`` with a name counts as push with that tag."""
-    target: str = ""
-    """Stage to build; empty is the last one."""
-    build_args: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    build_contexts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Named contexts: a directory, ``docker-image://REFERENCE`` or a URL, by the name that FROM uses."""
-    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     annotations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Annotations of the index."""
     attestations: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({"provenance": DEFAULT_PROVENANCE})
     )
     """Parameters by attestation type, ``provenance`` or ``sbom``."""
-    no_cache: bool = False
-    pull: bool = False
-    """True asks the registries for newer base images."""
     cache_from: Sequence[CacheSpec] = ()
     cache_to: Sequence[CacheSpec] = ()
     allow: Sequence[str] = ()
@@ -64,10 +51,42 @@ class BuildRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A request whose every word has been checked."""
+class BuildRequest(CommonRequest):
+    """A Dockerfile build for one platform or many."""
 
-    request: BuildRequest
+    context: str | os.PathLike[str] = "."
+    """Directory, or the URL of a git repository or tarball, which the daemon fetches."""
+    dockerfile: str | os.PathLike[str] | None = None
+    """Path of the Dockerfile; within the context of a URL it is relative to that. Default: ``Dockerfile`` in
+    the context."""
+    target: str = ""
+    """Stage to build; empty is the last one."""
+    build_args: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    build_contexts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Named contexts: a directory, ``docker-image://REFERENCE`` or a URL, by the name that FROM uses."""
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    no_cache: bool = False
+    pull: bool = False
+    """True asks the registries for newer base images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a daemon is asked to solve for one platform: a frontend with its attributes, or a definition."""
+
+    frontend: str = ""
+    attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Attributes of the frontend; attestations are asked for here too where there is none."""
+    definition: bytes | None = None
+    image_attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Attributes of every exporter that makes an image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(ABC):
+    """A request whose every word has been checked. What is solved is for the subclass to say."""
+
+    request: CommonRequest
     platforms: tuple[Platform, ...]
     """Normalised, none twice; empty for the daemon's own."""
     references: tuple[Reference, ...]
@@ -78,6 +97,10 @@ class Plan:
     """What the session serves, by the name that the daemon asks for."""
     attrs: Mapping[str, str]
     """Frontend attributes that all platforms share."""
+
+    @abstractmethod
+    def work(self, platform: Platform | None, *, directories_session: str) -> Work:
+        """What makes the result for one platform; the session named has the directories, "" if it is the solve's."""
 
     @property
     def repositories(self) -> tuple[str, ...]:
@@ -98,12 +121,32 @@ class Plan:
         return hashlib.sha256(served.encode(errors="surrogateescape")).hexdigest()
 
 
-def plan(request: BuildRequest) -> Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerfilePlan(Plan):
+    """A build by the Dockerfile frontend."""
+
+    def work(self, platform: Platform | None, *, directories_session: str) -> Work:
+        attrs = dict(self.attrs)
+        if platform is not None:
+            attrs["platform"] = str(platform)
+        if directories_session:
+            attrs |= {f"local-sessionid:{name}": directories_session for name in self.directories}
+        return Work(frontend="dockerfile.v0", attrs=attrs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """The parts of a plan that are the same for every kind of build."""
+
+    platforms: tuple[Platform, ...]
+    references: tuple[Reference, ...]
+    outputs: tuple[ExporterSpec, ...]
+    attrs: Mapping[str, str]
+
+
+def plan(request: BuildRequest) -> DockerfilePlan:
     """Check a request; raise InvalidOption, InvalidPlatform or InvalidReference for the first thing wrong."""
-    platforms = parse_platforms(request.platforms)
-    for platform in platforms:
-        platform.check_known()
-    references, outputs = _destinations(request)
+    common = plan_common(request)
     attrs, directories = _sources(request)
     attrs |= {f"build-arg:{name}": value for name, value in request.build_args.items()}
     attrs |= {f"label:{name}": value for name, value in request.labels.items()}
@@ -113,6 +156,23 @@ def plan(request: BuildRequest) -> Plan:
         attrs["no-cache"] = ""
     if request.pull:
         attrs["image-resolve-mode"] = "pull"
+    return DockerfilePlan(
+        request=request,
+        platforms=common.platforms,
+        references=common.references,
+        outputs=common.outputs,
+        directories=MappingProxyType(directories),
+        attrs=MappingProxyType({**attrs, **common.attrs}),
+    )
+
+
+def plan_common(request: CommonRequest) -> Common:
+    """Check what every kind of build may ask for; raise as plan() does."""
+    platforms = parse_platforms(request.platforms)
+    for platform in platforms:
+        platform.check_known()
+    references, outputs = _destinations(request)
+    attrs: dict[str, str] = {}
     for kind, parameters in request.attestations.items():
         if kind not in _ATTESTATIONS:
             raise InvalidOption(f"attestation {kind!r}: expected provenance or sbom")
@@ -120,17 +180,10 @@ def plan(request: BuildRequest) -> Plan:
     _check_outputs(outputs, platforms)
     if len(platforms) > 1 and any(spec.type != "inline" for spec in request.cache_to):
         raise InvalidOption("cache-to: for several platforms only type=inline is supported yet; others would overwrite")
-    return Plan(
-        request=request,
-        platforms=platforms,
-        references=references,
-        outputs=outputs,
-        directories=MappingProxyType(directories),
-        attrs=MappingProxyType(attrs),
-    )
+    return Common(platforms=platforms, references=references, outputs=outputs, attrs=attrs)
 
 
-def _destinations(request: BuildRequest) -> tuple[tuple[Reference, ...], tuple[ExporterSpec, ...]]:
+def _destinations(request: CommonRequest) -> tuple[tuple[Reference, ...], tuple[ExporterSpec, ...]]:
     tags = [_tagged(tag) for tag in request.tags]
     references = list(tags) if request.push else []
     outputs: list[ExporterSpec] = []
