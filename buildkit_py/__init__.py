@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from buildkit_py.builder.result import BuildResult, PlatformResult
     from buildkit_py.client import Client, SolveRequest, SolveResult, connect
     from buildkit_py.digest import Digest
-    from buildkit_py.options import CacheSpec, ExporterSpec
+    from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
     from buildkit_py.platforms import Platform
     from buildkit_py.progress import StatusUpdate
     from buildkit_py.reference import Reference
@@ -34,6 +34,8 @@ __all__ = [
     "SolveResult",
     "ExporterSpec",
     "CacheSpec",
+    "SecretSpec",
+    "SSHSpec",
     "Platform",
     "Reference",
     "Digest",
@@ -46,7 +48,7 @@ _HOMES = {
     "builder": ("build", "BuildRequest", "BuildResult", "PlatformResult"),
     "client": ("connect", "Client", "SolveRequest", "SolveResult"),
     "digest": ("Digest",),
-    "options": ("CacheSpec", "ExporterSpec"),
+    "options": ("CacheSpec", "ExporterSpec", "SecretSpec", "SSHSpec"),
     "platforms": ("Platform",),
     "progress": ("StatusUpdate",),
     "reference": ("Reference",),

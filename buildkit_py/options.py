@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeAlias
 
 from buildkit_py.errors import InvalidOption
 
@@ -107,3 +109,98 @@ class CacheSpec:
             known = ", ".join(sorted(_CACHES))
             raise InvalidOption(f"cache {text!r}: unknown type {kind!r}; expected one of {known}")
         return cls(type=kind, attrs=MappingProxyType(attrs))
+
+
+SecretCallback: TypeAlias = "Callable[[], bytes | Awaitable[bytes]]"
+"""Gives the value of a secret. A function that is not a coroutine runs in a thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretSpec:
+    """A secret that steps of the build may mount. Its value goes to the daemon and nowhere else.
+
+    At most one of file, env and value. Without any, the environment variable named like the id is taken
+    where there is one, else the file at that path.
+    """
+
+    id: str
+    file: str | os.PathLike[str] | None = None
+    """Read when the daemon asks, not before."""
+    env: str | None = None
+    """Environment variable; one that is not set is an empty secret, as with docker buildx."""
+    value: bytes | SecretCallback | None = field(default=None, repr=False)
+    """The value itself, or what gives it; that is called each time that the daemon asks, which may be for
+    several steps at once."""
+
+    @classmethod
+    def parse(cls, text: str) -> SecretSpec:
+        """Read ``id=ID,src=FILE`` or ``id=ID,env=NAME``; raise InvalidOption for anything else.
+
+        With ``type=env`` also ``src`` names a variable. Source: docker buildx build --secret.
+        """
+        found: dict[str, str] = {}
+        for key, value in parse_fields(text, option="secret"):
+            name = {"source": "src"}.get(key, key)
+            if value is None or name not in {"id", "src", "env", "type"}:
+                raise InvalidOption(f"secret {key!r}: expected id=..., src=..., env=... and type=file|env")
+            if name in found:
+                raise InvalidOption(f"secret: {name} is given twice")
+            found[name] = value
+        kind = found.get("type", "")
+        if kind not in {"", "file", "env"}:
+            raise InvalidOption(f"secret type={kind}: expected file or env")
+        file, env = found.get("src") or None, found.get("env") or None
+        if kind == "env" and env is None:
+            file, env = None, file
+        spec = cls(id=found.get("id", ""), file=file, env=env)
+        spec.check()
+        return spec
+
+    def check(self) -> None:
+        """Raise InvalidOption for an id that is missing, or more than one place to take the value from."""
+        if not self.id:
+            raise InvalidOption("secret: id=... is missing")
+        if sum(place is not None for place in (self.file, self.env, self.value)) > 1:
+            raise InvalidOption(f"secret {self.id}: expected one place to take it from, found more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SSHSpec:
+    """An ssh agent, or keys, that steps of the build may sign with. No key leaves this machine."""
+
+    id: str = "default"
+    paths: Sequence[str | os.PathLike[str]] = ()
+    """The socket of an agent, or private keys; none means the agent of ``$SSH_AUTH_SOCK``."""
+    raw: bool = False
+    """True passes all bytes to the socket, which need not be an agent's, and back: steps may do with it
+    whatever it allows. Otherwise they may list keys and sign."""
+
+    @classmethod
+    def parse(cls, text: str) -> SSHSpec:
+        """Read ``default``, ``ID=PATH,...`` or ``ID=SOCKET,raw=true``; raise InvalidOption for anything else.
+
+        Source: docker buildx build --ssh.
+        """
+        name, equals, rest = text.partition("=")
+        paths: list[str] = []
+        raw = False
+        for item in rest.split(",") if equals else ():
+            key, _, value = item.partition("=")
+            if key == "raw" and "=" in item:
+                if value not in {"true", "false", "1", "0"}:
+                    raise InvalidOption(f"ssh {text!r}: raw={value}: expected true or false")
+                raw = value in {"true", "1"}
+            elif not item:
+                raise InvalidOption(f"ssh {text!r}: a path is empty")
+            else:
+                paths.append(item)
+        spec = cls(id=name, paths=tuple(paths), raw=raw)
+        spec.check()
+        return spec
+
+    def check(self) -> None:
+        """Raise InvalidOption when id and paths do not go together."""
+        if not self.id:
+            raise InvalidOption("ssh: the id is missing; expected default or ID=PATH,...")
+        if self.raw and len(self.paths) != 1:
+            raise InvalidOption(f"ssh {self.id}: raw=true needs exactly one socket")

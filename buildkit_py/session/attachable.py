@@ -87,3 +87,11 @@ class Attachable(Protocol):
 def metadata_values(metadata: Sequence[tuple[str, str]], name: str) -> list[str]:
     """All values of one header, in order."""
     return [value for key, value in metadata if key == name]
+
+
+async def only_message(call: Call) -> bytes:
+    """The request of a call that takes one message."""
+    message = await call.receive()
+    if message is None:
+        raise CallError(Code.INVALID_ARGUMENT, f"{call.method}: no request")
+    return message

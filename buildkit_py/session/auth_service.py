@@ -35,7 +35,7 @@ from buildkit_py.registry.credentials import (
     DockerCredentials,
     docker_config_dir,
 )
-from buildkit_py.session.attachable import Call, CallError, Code, Handler
+from buildkit_py.session.attachable import Call, CallError, Code, Handler, only_message
 from buildkit_py.session.auth import CREDENTIALS, FETCH_TOKEN, GET_TOKEN_AUTHORITY, VERIFY_TOKEN_AUTHORITY
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class AuthService:
         }
 
     async def _credentials(self, call: Call) -> None:
-        request = auth_pb2.CredentialsRequest.FromString(await _only_message(call))
+        request = auth_pb2.CredentialsRequest.FromString(await only_message(call))
 
         def answer(_: Operation) -> Message:
             found = self._store.get(request.Host)
@@ -93,7 +93,7 @@ class AuthService:
         await self._answer(call, answer)
 
     async def _fetch_token(self, call: Call) -> None:
-        request = auth_pb2.FetchTokenRequest.FromString(await _only_message(call))
+        request = auth_pb2.FetchTokenRequest.FromString(await only_message(call))
 
         def answer(operation: Operation) -> Message:
             # Here, and not above: the HTTP stack takes longer to import than all the rest.
@@ -122,7 +122,7 @@ class AuthService:
         await self._answer(call, answer)
 
     async def _get_token_authority(self, call: Call) -> None:
-        request = auth_pb2.GetTokenAuthorityRequest.FromString(await _only_message(call))
+        request = auth_pb2.GetTokenAuthorityRequest.FromString(await only_message(call))
         self._refuse_without_tokens()
         await self._answer(
             call,
@@ -132,7 +132,7 @@ class AuthService:
         )
 
     async def _verify_token_authority(self, call: Call) -> None:
-        request = auth_pb2.VerifyTokenAuthorityRequest.FromString(await _only_message(call))
+        request = auth_pb2.VerifyTokenAuthorityRequest.FromString(await only_message(call))
         self._refuse_without_tokens()
         await self._answer(
             call,
@@ -170,13 +170,6 @@ class AuthService:
         except BuildKitError as error:
             raise CallError(Code.INVALID_ARGUMENT, str(error)) from error
         await call.send(message.SerializeToString(deterministic=True))
-
-
-async def _only_message(call: Call) -> bytes:
-    message = await call.receive()
-    if message is None:
-        raise CallError(Code.INVALID_ARGUMENT, f"{call.method}: no request")
-    return message
 
 
 def public_key(private: bytes) -> bytes:

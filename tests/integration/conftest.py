@@ -87,3 +87,12 @@ def base_images(emulators: None, daemon_address: str, registry: servers.Registry
     with _available():
         images.rootfs()
     return asyncio.run(images.push_base_images(daemon_address, registry.host))
+
+
+@pytest.fixture(scope="session")
+def busybox() -> Path:
+    """Root file system with a shell for the platform of this machine; serves as a local build context."""
+    with _available():
+        rootfs = images.rootfs()["alpine"] / "rootfs"
+    machine = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}[os.uname().machine]
+    return rootfs / machine

@@ -1,0 +1,188 @@
+"""What steps of a build ask of this machine through the session: secrets and ssh agents."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from buildkit_py import SecretSpec, SolveRequest, SSHSpec, connect
+from buildkit_py.client import SolveResult
+from buildkit_py.errors import SolveError
+from buildkit_py.options import ExporterSpec
+from buildkit_py.session.attachable import Attachable
+from buildkit_py.session.filesend import DirectoryTarget, FileSend
+from buildkit_py.session.filesync import FileSync, LocalDir
+from buildkit_py.session.secrets import Secrets
+from buildkit_py.session.sshforward import SSHForward
+
+pytestmark = pytest.mark.daemon
+
+
+class Builder:
+    """Builds the text of a Dockerfile over busybox, and keeps the files of the last stage."""
+
+    def __init__(self, address: str, busybox: Path, folder: Path) -> None:
+        self._address = address
+        self._busybox = busybox
+        self.context = folder / "context"
+        self.context.mkdir()
+        self.out = folder / "out"
+
+    async def __call__(self, dockerfile: str, *attachables: Attachable) -> SolveResult:
+        (self.context / "Dockerfile").write_text(dockerfile)
+        sources = {"context": self.context, "dockerfile": self.context, "busybox": self._busybox}
+        request = SolveRequest(
+            frontend="dockerfile.v0",
+            frontend_attrs={"context:busybox": "local:busybox", "no-cache": ""},
+            exporters=[ExporterSpec(type="local")],
+        )
+        async with connect(self._address) as client:
+            return await client.solve(
+                request,
+                attachables=[
+                    FileSync({name: LocalDir(path) for name, path in sources.items()}),
+                    FileSend({0: DirectoryTarget(self.out)}),
+                    *attachables,
+                ],
+            )
+
+
+@pytest.fixture
+def builder(daemon_address: str, busybox: Path, tmp_path: Path) -> Builder:
+    return Builder(daemon_address, busybox, tmp_path)
+
+
+async def test_secrets_of_all_kinds(builder: Builder, tmp_path: Path) -> None:
+    """As files and as variables of the step; what is stored of the build holds none of them."""
+    (tmp_path / "file").write_bytes(b"from a file\n")
+
+    async def function() -> bytes:
+        return b"from a function"
+
+    secrets = Secrets(
+        [
+            SecretSpec(id="file", file=tmp_path / "file"),
+            SecretSpec(id="env", env="NAME"),
+            SecretSpec(id="bytes", value=b"\x00\xff"),
+            SecretSpec(id="function", value=function),
+        ],
+        environ={"NAME": "from the environment"},
+    )
+    await builder(
+        "FROM busybox AS build\n"
+        "RUN --mount=type=secret,id=file --mount=type=secret,id=bytes --mount=type=secret,id=env,env=TOKEN "
+        "--mount=type=secret,id=function,target=/f --mount=type=secret,id=absent "
+        "mkdir /o && cp /run/secrets/file /o/file && cp /run/secrets/bytes /o/bytes && cp /f /o/function "
+        '&& printf "%s" "$TOKEN" > /o/env && ls /run/secrets > /o/list\n'
+        "FROM scratch\nCOPY --from=build /o /\n",
+        secrets,
+    )
+    found = {path.name: path.read_bytes() for path in builder.out.iterdir()}
+    assert found == {
+        "file": b"from a file\n",
+        "bytes": b"\x00\xff",
+        "function": b"from a function",
+        "env": b"from the environment",
+        "list": b"bytes\nfile\n",
+    }
+
+
+async def test_a_secret_that_is_required_and_not_there(builder: Builder) -> None:
+    with pytest.raises(SolveError, match=r"absent: not found"):
+        await builder("FROM busybox\nRUN --mount=type=secret,id=absent,required true\n", Secrets([]))
+
+
+async def test_a_function_that_fails_fails_the_step(builder: Builder) -> None:
+    def broken() -> bytes:
+        raise RuntimeError("hunter2")
+
+    with pytest.raises(SolveError, match="secret s: its function raised RuntimeError") as caught:
+        await builder("FROM busybox\nRUN --mount=type=secret,id=s true\n", Secrets([SecretSpec(id="s", value=broken)]))
+    assert "hunter2" not in str(caught.value)
+
+
+def _with_libraries(program: str, root: Path) -> None:
+    """Copy a program of this machine and the libraries that it needs."""
+    found = shutil.which(program)
+    if found is None or shutil.which("ldd") is None:
+        pytest.skip(f"no {program} or no ldd on this machine")
+    listed = subprocess.run(["ldd", found], capture_output=True, text=True, check=True).stdout
+    for path in [found, *re.findall(r"(/\S+) \(0x", listed)]:
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+
+
+STEP = (
+    "FROM busybox AS build\nCOPY tools /\n"
+    "RUN --mount=type=ssh,id={id} mkdir /o && ssh-add -L > /o/keys "
+    "&& cut -d' ' -f1,2 /o/keys | head -n 1 > /o/key.pub && echo data > /o/data "
+    "&& ssh-keygen -q -Y sign -n test -f /o/key.pub /o/data && {{ ssh-add -D 2>/dev/null && exit 1 || true; }} "
+    "&& ssh-add -L > /o/after\n"
+    "FROM scratch\nCOPY --from=build /o /\n"
+)
+
+
+def _verify(folder: Path, keys: Sequence[str]) -> None:
+    """OpenSSH's own word on what a step has signed."""
+    assert [line.split()[1] for line in (folder / "keys").read_text().splitlines()] == keys
+    assert (folder / "after").read_text() == (folder / "keys").read_text(), "a step removed keys"
+    (folder / "signers").write_text(f"me {(folder / 'key.pub').read_text()}")
+    verify = ["ssh-keygen", "-Y", "verify", "-n", "test", "-I", "me", "-f", "signers", "-s", "data.sig"]
+    subprocess.run(verify, cwd=folder, input=(folder / "data").read_bytes(), check=True, capture_output=True)
+
+
+def _new_key(path: Path, kind: str) -> str:
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", str(path)], check=True)
+    return path.with_suffix(".pub").read_text().split()[1]
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+async def test_key_files_sign_in_a_step(builder: Builder, tmp_path: Path, kind: str) -> None:
+    """OpenSSH in the step lists the keys, signs with one of them and cannot remove them."""
+    _with_libraries("ssh-add", builder.context / "tools")
+    _with_libraries("ssh-keygen", builder.context / "tools")
+    keys = [_new_key(tmp_path / "one", kind), _new_key(tmp_path / "two", "ed25519")]
+    forward = SSHForward([SSHSpec(id="keys", paths=[tmp_path / "one", tmp_path / "two"])])
+    await builder(STEP.format(id="keys"), forward)
+    _verify(builder.out, keys)
+
+
+async def test_an_agent_signs_in_a_step(builder: Builder, tmp_path: Path) -> None:
+    """OpenSSH's agent, with a key under a passphrase that only it knows; another id beside it."""
+    _with_libraries("ssh-add", builder.context / "tools")
+    _with_libraries("ssh-keygen", builder.context / "tools")
+    key = _new_key(tmp_path / "one", "ed25519")
+    _new_key(tmp_path / "other", "ed25519")
+    socket = tmp_path / "agent.sock"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.PIPE)
+    try:
+        assert agent.stdout is not None
+        agent.stdout.readline()  # it has said where it listens
+        subprocess.run(
+            ["ssh-add", "-q", str(tmp_path / "one")], env={"SSH_AUTH_SOCK": str(socket)}, check=True, timeout=20
+        )
+        forward = SSHForward([SSHSpec(), SSHSpec(id="other", paths=[tmp_path / "other"])], environ=_agent(socket))
+        await builder(STEP.format(id="default"), forward)
+        _verify(builder.out, [key])
+    finally:
+        agent.terminate()
+        agent.communicate(timeout=20)
+
+
+def _agent(socket: Path) -> dict[str, str]:
+    return {"SSH_AUTH_SOCK": str(socket)}
+
+
+async def test_an_ssh_id_that_was_not_given(builder: Builder) -> None:
+    step = "FROM busybox\nRUN --mount=type=ssh,id=absent,required true\n"
+    with pytest.raises(SolveError, match="absent"):
+        await builder(step, SSHForward([]))
+    with pytest.raises(SolveError, match="absent"):
+        await builder(step)
+    await builder('FROM busybox\nRUN --mount=type=ssh,id=absent test ! -e "$SSH_AUTH_SOCK"\n', SSHForward([]))
