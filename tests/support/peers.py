@@ -23,3 +23,9 @@ def buildx() -> str | None:
 def skopeo() -> str | None:
     """skopeo."""
     return shutil.which("skopeo")
+
+
+def oras() -> str | None:
+    """The oras CLI."""
+    path = os.pathsep.join((str(prefix() / "usr" / "bin"), os.environ.get("PATH", os.defpath)))
+    return shutil.which("oras", path=path)
