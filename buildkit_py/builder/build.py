@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     # What publishing needs takes long to load, and is loaded while the solves run.
     from buildkit_py.builder.publish import Pushed
     from buildkit_py.oci import Descriptor
-    from buildkit_py.registry import Credentials, CredentialStore, Registry, RegistryConfig
+    from buildkit_py.registry import Credentials, CredentialStore, DockerCredentials, Registry, RegistryConfig
 
 StatusCallback: TypeAlias = Callable[[str, StatusUpdate], None]
 """Gets (platform, update) on the event loop; must not block. The platform is "" where none was asked for."""
@@ -62,7 +62,7 @@ async def build(
     Bad input raises InvalidOption, InvalidPlatform or InvalidReference before any work. A platform that fails
     cancels the others; its SolveError is raised, or BuildErrors when several failed by themselves. Nothing is
     published then: no tag is moved and no file of an earlier build is touched. Cancelling does the same.
-    credentials defaults to docker's, registry_config to docker's rules.
+    credentials defaults to those of docker and Podman, registry_config to the settings of this machine.
     """
     checked = plan(request)
     started = time.monotonic()
@@ -90,16 +90,20 @@ class _DockerCredentials:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._store: CredentialStore | None = None
+        self._store: DockerCredentials | None = None
 
     def get(self, host: str, /) -> Credentials:
         """See CredentialStore."""
+        return self.for_repository(host, "")
+
+    def for_repository(self, host: str, repository: str, /) -> Credentials:
+        """See RepositoryCredentialStore."""
         with self._lock:
             if self._store is None:
                 from buildkit_py.registry import DockerCredentials
 
                 self._store = DockerCredentials()
-        return self._store.get(host)
+        return self._store.for_repository(host, repository)
 
 
 class _Registries:

@@ -11,7 +11,7 @@ from buildkit_py.session.auth import Auth
 
 @asynccontextmanager
 async def open_registry() -> AsyncGenerator[tuple[Registry, Auth], None]:
-    """A registry client with docker's credentials, and the attachable that answers the daemon from them."""
-    credentials, config = DockerCredentials(), RegistryConfig()
+    """A registry client with this machine's credentials and settings; the attachable answers the daemon from them."""
+    credentials, config = DockerCredentials(), RegistryConfig.of_system()
     async with Registry(credentials=credentials, config=config) as registry:
         yield registry, Auth(credentials, config)

@@ -178,7 +178,11 @@ class _ReadSource:
 async def _read(
     registry: Registry, stack: AsyncExitStack, located: Sequence[tuple[Source, Location]], *, appended: bool
 ) -> list[_ReadSource]:
-    opened = [(source, await stack.enter_async_context(open_store(registry, location))) for source, location in located]
+    opened = [
+        # What a mirror says of a tag that is about to be replaced may be of yesterday.
+        (source, await stack.enter_async_context(open_store(registry, location, mirrors=not appended or position > 0)))
+        for position, (source, location) in enumerate(located)
+    ]
     return await gather(
         _read_one(source, store, replaceable=appended and position == 0)
         for position, (source, store) in enumerate(opened)
@@ -368,7 +372,7 @@ async def write_tags(
 
 async def _points_at(registry: Registry, reference: Reference, digest: Digest) -> bool:
     try:
-        return (await registry.resolve(reference)).digest == digest
+        return (await registry.resolve(reference, mirrors=False)).digest == digest
     except NotFound:
         return False
 

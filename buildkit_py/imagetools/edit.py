@@ -145,7 +145,7 @@ class _Target:
         return cls(source, references, options.dry_run)
 
     async def read(self, registry: Registry) -> Index:
-        raw, found = await registry.fetch_manifest(self.source)
+        raw, found = await registry.fetch_manifest(self.source, mirrors=False)
         content = parse_manifest_or_index(raw, found.media_type or None)
         if isinstance(content, Manifest):
             raise ImageError(f"{self.source}: is a single image; only an index can be changed")

@@ -77,13 +77,15 @@ class RepositoryStore:
 
     registry: Registry
     reference: Reference
+    mirrors: bool = True
+    """Whether mirrors of the registry may say what its tag is."""
 
     @property
     def name(self) -> str:
         return self.reference.name
 
     async def find(self) -> tuple[bytes, Descriptor]:
-        return await self.registry.fetch_manifest(self.reference)
+        return await self.registry.fetch_manifest(self.reference, mirrors=self.mirrors)
 
     async def manifest(self, descriptor: Descriptor) -> bytes:
         what = f"{self.name}@{descriptor.digest}"
@@ -206,10 +208,12 @@ class _ChunkFile(io.RawIOBase):
 
 
 @asynccontextmanager
-async def open_store(registry: Registry, location: Location) -> AsyncGenerator[RepositoryStore | LayoutStore, None]:
+async def open_store(
+    registry: Registry, location: Location, *, mirrors: bool = True
+) -> AsyncGenerator[RepositoryStore | LayoutStore, None]:
     """The store of a location; a layout is closed at the end."""
     if isinstance(location, Reference):
-        yield RepositoryStore(registry, location.with_default_tag())
+        yield RepositoryStore(registry, location.with_default_tag(), mirrors)
         return
     with ExitStack() as stack:
         layout = await asyncio.to_thread(stack.enter_context, open_layout(location.path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from buildkit_py.registry.config import HostConfig, RegistryConfig, RetryPolicy, Timeouts
+from buildkit_py.registry.config import HostConfig, Mirror, RegistryConfig, RetryPolicy, Timeouts
 from buildkit_py.registry.credentials import (
     Credentials,
     CredentialStore,
@@ -19,6 +19,7 @@ __all__ = [
     "CopyReport",
     "RegistryConfig",
     "HostConfig",
+    "Mirror",
     "Timeouts",
     "RetryPolicy",
     "Credentials",

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json as jsonlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from collections.abc import Container as Statuses
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
-from urllib.parse import urljoin
+from urllib.parse import urlencode, urljoin
 
 import oras.auth
 import oras.auth.base
@@ -26,7 +27,7 @@ from buildkit_py.registry import _http
 from buildkit_py.registry._http import Origin, Response, Transport
 from buildkit_py.registry._operation import Operation
 from buildkit_py.registry.auth import Authorizer, is_local, parse_challenges
-from buildkit_py.registry.config import is_loopback
+from buildkit_py.registry.config import Mirror, is_loopback
 
 Body: TypeAlias = bytes | Callable[[], Generator[bytes]]
 """Bytes, or what makes the body anew each time it is sent; then the headers hold its Content-Length."""
@@ -88,10 +89,26 @@ class OrasRegistry(oras.provider.Registry):  # type: ignore[misc]
         self._transport = transport
         self._authorizer = authorizer
 
-    def url(self, reference: Reference, path: Callable[[RepositoryURLs], str]) -> str:
-        """A URL of the repository, such as ``url(reference, RepositoryURLs.tags_url)``."""
-        scheme = self._transport.config.scheme(reference.api_host)
-        return f"{scheme}://{path(RepositoryURLs(reference))}"
+    def url(
+        self,
+        reference: Reference,
+        path: Callable[[RepositoryURLs], str],
+        mirror: Mirror | None = None,
+        query: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
+        """A URL of the repository, such as ``url(reference, RepositoryURLs.tags_url)``; at home without a mirror.
+
+        Home is where pushes go.
+        """
+        config, host = self._transport.config, reference.api_host
+        place = config.writing(host) if mirror is None else mirror
+        rest = path(RepositoryURLs(reference)).removeprefix(f"{host}/v2")
+        fields = dict(query)
+        if mirror is not None and mirror.host != config.home(host).host:
+            # Whose repository it is, for those that stand in for many. Source: OCI distribution-spec, "Proxying".
+            fields["ns"] = reference.domain
+        url = f"{config.scheme(place.host)}://{place.host}{place.path}{rest}"
+        return f"{url}?{urlencode(fields)}" if fields else url
 
     def pages(
         self,
@@ -228,6 +245,7 @@ class _Call:
         origin = Origin.of(url)
         self._sent = None
         if origin == self._home:
+            sending.update(self._transport.config.host(str(origin)).headers)
             self._sent = self._authorizer.header(origin, self._scopes, self._operation)
             if self._sent is not None:
                 sending["Authorization"] = self._sent

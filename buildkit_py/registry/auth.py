@@ -21,7 +21,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from buildkit_py.errors import RegistryError, Unauthorized
 from buildkit_py.registry.config import RegistryConfig, is_loopback
-from buildkit_py.registry.credentials import ANONYMOUS, Credentials, CredentialStore
+from buildkit_py.registry.credentials import ANONYMOUS, Credentials, CredentialStore, look_up
 
 if TYPE_CHECKING:
     # Imported where they are used: the HTTP client costs 100 ms, and parsing needs none.
@@ -106,6 +106,12 @@ def covers(granted: Iterable[str], wanted: Iterable[str]) -> bool:
     """Whether every wanted scope is within the granted ones."""
     have = set(merge_scopes(granted))
     return set(merge_scopes(granted, wanted)) == have
+
+
+def repository_of(scopes: Iterable[str]) -> str:
+    """The repository that is worked on: that of the first scope; a second is of where blobs come from. Or ""."""
+    parsed = (scope for scope in map(Scope.parse, scopes) if scope is not None)
+    return next((scope.name for scope in parsed if scope.type == "repository"), "")
 
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  # RFC 9110's name for such words
@@ -337,8 +343,9 @@ def credentials_for(store: CredentialStore, host: str, scopes: Iterable[str]) ->
     A broken helper must not stop the pull of a public image, and must not be hidden where it is the
     reason for a refusal.
     """
+    scopes = tuple(scopes)
     try:
-        return store.get(host)
+        return look_up(store, host, repository_of(scopes))
     except Unauthorized as error:
         actions = [scope.actions for scope in map(Scope.parse, scopes) if scope is not None]
         if not actions or any(group - {"pull"} for group in actions):
@@ -424,9 +431,9 @@ class Authorizer:
 
     def refusal(self, origin: Origin, status: int, scopes: Iterable[str], codes: Sequence[str] = ()) -> Unauthorized:
         """The error for an answer of 401 or 403 that no other header would change."""
-        host = str(origin)
+        host, scopes = str(origin), tuple(scopes)
         try:
-            anonymous = self._store.get(host).anonymous
+            anonymous = look_up(self._store, host, repository_of(scopes)).anonymous
         except Unauthorized as error:
             return Unauthorized(f"registry {origin}: refused ({status}): {error}", status=status, host=host)
         wanted = " ".join(scopes)
@@ -463,7 +470,7 @@ class Authorizer:
         challenge = realm.challenge
         assert challenge is not None
         if challenge.scheme == "basic":
-            credentials = credentials_for(self._store, str(origin), ())
+            credentials = look_up(self._store, str(origin), repository_of(scopes))
             if not (credentials.username and credentials.secret):
                 raise self.refusal(origin, 401, scopes)
             return basic(credentials)

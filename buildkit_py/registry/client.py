@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import re
 import threading
 from collections.abc import Callable, Generator, Sequence
-from typing import BinaryIO, Protocol, TypeAlias, cast
-from urllib.parse import quote, urlencode
+from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
+from urllib.parse import quote
 
 from buildkit_py.digest import Digest, Hash
 from buildkit_py.errors import (
@@ -32,10 +33,12 @@ from buildkit_py.registry._operation import Operation
 from buildkit_py.registry._oras import SUCCESS, OrasRegistry, RepositoryURLs, follow
 from buildkit_py.registry._referrers import entry_for, fallback_tag, listed, subject_of, with_entry, without_entry
 from buildkit_py.registry.auth import Authorizer, everything, merge_scopes, pull, push
-from buildkit_py.registry.config import RegistryConfig, RetryPolicy, Timeouts
+from buildkit_py.registry.config import Mirror, RegistryConfig, RetryPolicy, Timeouts
 from buildkit_py.registry.credentials import CredentialStore, DockerCredentials
 from buildkit_py.registry.transfer import Transfer
 
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 Repository: TypeAlias = Reference | str
 """A repository: a reference whose tag and digest do not matter, or its text as people write it."""
 
@@ -90,8 +93,11 @@ class RegistryClient:
         retry: RetryPolicy | None = None,
         transport: Transport | None = None,
     ) -> None:
-        """Without credentials those of docker are used. A transport brings timeouts and retries with it."""
-        config = config or RegistryConfig()
+        """Without credentials those of docker are used, without config the settings of this machine.
+
+        A transport brings config, timeouts and retries with it.
+        """
+        config = RegistryConfig.of_system() if config is None else config
         self._timeouts = timeouts or Timeouts()
         self.transport = transport or Transport(config, timeouts=self._timeouts, retry=retry or RetryPolicy())
         store = config.credential_store(credentials or DockerCredentials())
@@ -112,32 +118,37 @@ class RegistryClient:
 
     # Manifests
 
-    def resolve(self, reference: Repository, *, operation: Operation | None = None) -> Descriptor:
-        """Digest, size and type of a manifest, without its bytes where the registry allows it."""
+    def resolve(self, reference: Repository, *, mirrors: bool = True, operation: Operation | None = None) -> Descriptor:
+        """Digest, size and type of a manifest, without its bytes where the registry allows it.
+
+        mirrors says whether the registry's mirrors may answer, which may know a tag as it was before.
+        """
         reference = _reference(reference)
         operation = self._operation(operation)
 
-        def once() -> Descriptor | None:
-            response = self._manifest(reference, "HEAD", operation, expect=frozenset({200, 403, 405}))
+        def once(place: Mirror | None) -> Descriptor | None:
+            response = self._manifest(reference, "HEAD", operation, place, expect=frozenset({200, 403, 405}))
             if response.status_code != 200:
                 return None
             return _head_descriptor(response, reference)
 
-        found = self.transport.retrying(operation, once)
+        found = self._read(reference, once, operation, mirrors=mirrors)
         # No HEAD here, or no digest in its answer: the bytes themselves tell.
-        return found or self.fetch_manifest(reference, operation=operation)[1]
+        return found or self.fetch_manifest(reference, mirrors=mirrors, operation=operation)[1]
 
-    def fetch_manifest(self, reference: Repository, *, operation: Operation | None = None) -> tuple[bytes, Descriptor]:
-        """Bytes of a manifest or index and their descriptor, verified; at most 4 MiB."""
+    def fetch_manifest(
+        self, reference: Repository, *, mirrors: bool = True, operation: Operation | None = None
+    ) -> tuple[bytes, Descriptor]:
+        """Bytes of a manifest or index and their descriptor, verified; at most 4 MiB. mirrors is as for resolve."""
         reference = _reference(reference)
         operation = self._operation(operation)
 
-        def once() -> tuple[bytes, Descriptor]:
-            response = self._manifest(reference, "GET", operation, expect=frozenset({200}))
+        def once(place: Mirror | None) -> tuple[bytes, Descriptor]:
+            response = self._manifest(reference, "GET", operation, place, expect=frozenset({200}))
             raw = response.content
             return raw, _verified(raw, response, reference)
 
-        return self.transport.retrying(operation, once)
+        return self._read(reference, once, operation, mirrors=mirrors)
 
     def exists(
         self,
@@ -154,7 +165,7 @@ class RegistryClient:
             scope = pull(reference.path)
             return self.transport.retrying(operation, lambda: self._has_blob(reference, digest, scope, operation))
         try:
-            found = self.resolve(reference, operation=operation)
+            found = self.resolve(reference, mirrors=False, operation=operation)
         except NotFound:
             return False
         return found.digest == digest
@@ -207,7 +218,7 @@ class RegistryClient:
         digest = reference.digest
         reference = reference.with_digest(digest)
         try:
-            subject = subject_of(self.fetch_manifest(reference, operation=operation)[0])
+            subject = subject_of(self.fetch_manifest(reference, mirrors=False, operation=operation)[0])
         except (NotFound, Unauthorized):
             raise
         except (RegistryError, InvalidDigest):
@@ -254,7 +265,8 @@ class RegistryClient:
                     raise RegistryError(f"{reference.name}: more than {_MAX_TAGS} tags, or an endless list")
                 return True
 
-            url = self._http.url(reference, lambda urls: urls.all_tags_url)
+            place = self.transport.config.reading(reference.api_host)[-1]
+            url = self._http.url(reference, lambda urls: urls.all_tags_url, place)
             self._http.pages(url, take, scopes=(pull(reference.path),), repository=reference.path, operation=operation)
             return found
 
@@ -295,7 +307,7 @@ class RegistryClient:
         reference = _reference(repository).with_digest(descriptor.digest)
         operation = operation or Operation(self._timeouts.blob)
         state = _Download(descriptor, writer)
-        self.transport.retrying(operation, lambda: self._download(reference, state, operation))
+        self._read(reference, lambda place: self._download(reference, state, operation, place), operation)
         descriptor.digest.verify_hash(state.hash, f"blob of {reference.name}")
 
     def push_blob(
@@ -346,14 +358,34 @@ class RegistryClient:
         reference = _reference(repository)
         self._has_blob(reference, Digest.of(b""), push(reference.path), self._operation(operation))
 
+    def _read(
+        self,
+        reference: Reference,
+        action: Callable[[Mirror | None], T],
+        operation: Operation,
+        *,
+        mirrors: bool = True,
+    ) -> T:
+        """Do it at the mirrors in turn, once each, and at last, patiently, where the content is at home."""
+        *before, last = self.transport.config.reading(reference.api_host) if mirrors else (None,)
+        for place in before:
+            try:
+                return action(place)
+            except (RegistryError, InvalidDigest) as error:
+                operation.check()
+                _LOG.debug("%s: mirror %s: %s", reference, place, error)
+        return self.transport.retrying(operation, lambda: action(last))
+
     # One attempt each
 
     def _operation(self, operation: Operation | None) -> Operation:
         return operation or Operation(self._timeouts.total)
 
-    def _manifest(self, reference: Reference, method: str, operation: Operation, *, expect: frozenset[int]) -> Response:
+    def _manifest(
+        self, reference: Reference, method: str, operation: Operation, place: Mirror | None, *, expect: frozenset[int]
+    ) -> Response:
         return self._http.do_request(
-            self._http.url(reference, RepositoryURLs.manifest_url),
+            self._http.url(reference, RepositoryURLs.manifest_url, place),
             method,
             headers={"Accept": ACCEPT},
             scopes=(pull(reference.path),),
@@ -417,8 +449,8 @@ class RegistryClient:
         self, reference: Reference, digest: Digest, artifact_type: str | None, operation: Operation
     ) -> list[Descriptor] | None:
         """None where the registry does not list referrers."""
-        query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type is not None else ""
-        url = self._http.url(reference, lambda urls: urls.referrers_url(str(digest))) + query
+        query = {} if artifact_type is None else {"artifactType": artifact_type}
+        url = self._http.url(reference, lambda urls: urls.referrers_url(str(digest)), query=query)
 
         def once() -> list[Descriptor] | None:
             found: list[Descriptor] = []
@@ -473,7 +505,8 @@ class RegistryClient:
     ) -> tuple[bytes | None, tuple[Descriptor, ...]]:
         """The list that stands at the tag of the tag schema; no bytes where there is none."""
         try:
-            raw, found = self.fetch_manifest(reference.with_tag(fallback_tag(digest)), operation=operation)
+            tag = reference.with_tag(fallback_tag(digest))
+            raw, found = self.fetch_manifest(tag, mirrors=False, operation=operation)
         except NotFound:
             return None, ()
         return raw, _checked_list(raw, found.media_type, reference)
@@ -600,11 +633,11 @@ class RegistryClient:
         self, reference: Reference, digest: Digest, source: Reference, operation: Operation
     ) -> tuple[bool, str | None]:
         """Whether the registry took the blob from source; if not, where to send it, if it says so."""
-        url = self._http.url(reference, RepositoryURLs.upload_blob_url)
-        query = urlencode({"mount": str(digest), "from": source.path})
+        query = {"mount": str(digest), "from": source.path}
+        url = self._http.url(reference, RepositoryURLs.upload_blob_url, query=query)
         scopes = merge_scopes((push(reference.path),), (pull(source.path),))
         try:
-            response = self._post(f"{url}?{query}", scopes, reference, operation)
+            response = self._post(url, scopes, reference, operation)
         except RegistryError as error:
             # Harbor, for one, answers 401 for a source that it does not know: then without a mount.
             if error.retryable:
@@ -676,19 +709,21 @@ class RegistryClient:
         if told is not None and told.algorithm == descriptor.digest.algorithm and told != descriptor.digest:
             raise InvalidDigest(f"{reference.name}: the registry stored {told}, {descriptor.digest} was sent")
 
-    def _download(self, reference: Reference, state: _Download, operation: Operation) -> None:
+    def _download(self, reference: Reference, state: _Download, operation: Operation, place: Mirror | None) -> None:
         if state.complete:
             return
-        for chunk in self.blob_chunks(reference, state.received, operation):
+        for chunk in self.blob_chunks(reference, state.received, operation, place):
             state.take(chunk, reference)
         if not state.complete:
             raise _ended_early(reference, state)
 
-    def blob_chunks(self, reference: Reference, start: int, operation: Operation) -> Generator[bytes]:
+    def blob_chunks(
+        self, reference: Reference, start: int, operation: Operation, place: Mirror | None = None
+    ) -> Generator[bytes]:
         """The bytes of a blob from start on, as they come and unverified; one attempt."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         response = self._http.do_request(
-            self._http.url(reference, lambda urls: urls.get_blob_url(str(reference.digest))),
+            self._http.url(reference, lambda urls: urls.get_blob_url(str(reference.digest)), place),
             "GET",
             headers=headers,
             stream=True,

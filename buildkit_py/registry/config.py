@@ -1,9 +1,10 @@
-"""How to reach each registry: scheme, trust, credentials, timeouts and retries, as values."""
+"""How to reach each registry: scheme, trust, mirrors, credentials, timeouts and retries, as values."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,9 @@ from buildkit_py.errors import InvalidOption
 from buildkit_py.registry.credentials import HUB_NAMES, Credentials, CredentialStore, StaticCredentials
 
 HUB_API_HOST = "registry-1.docker.io"
+CERTS_D = "BUILDKIT_PY_CERTS_D"
+"""Environment variable that names directories to look into before the usual ones."""
+_EVERY_PATH = "/v2"
 
 
 def api_host(host: str) -> str:
@@ -55,6 +59,26 @@ def _filed(host: str) -> str:
     return api_host(host.lower().removesuffix(":443"))
 
 
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A host that serves the repositories of another one."""
+
+    host: str
+    """``host[:port]``; what is said of it as a host of its own holds here, too."""
+    path: str = _EVERY_PATH
+    """What stands before a repository's name in its URLs."""
+
+    @classmethod
+    def parse(cls, text: str) -> Mirror:
+        """Read ``host[:port][/prefix]``, as buildkitd.toml has it; raises InvalidOption."""
+        host, slash, prefix = text.partition("/")
+        split_host(host)
+        prefix = prefix.strip("/")
+        if slash and not prefix:
+            raise InvalidOption(f"registry mirror {text!r}: expected host[:port][/prefix]")
+        return cls(_filed(host), f"{_EVERY_PATH}/{prefix}" if prefix else _EVERY_PATH)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostConfig:
     """Settings of one registry host."""
@@ -71,12 +95,24 @@ class HostConfig:
     """Its private key, where it is not in the same file."""
     credentials: Credentials | None = None
     """Used instead of what the credential store would say."""
+    mirrors: Sequence[Mirror | str] = ()
+    """Where manifests and blobs are read, in this order."""
+    fallback: bool = True
+    """Whether the host itself is asked after its mirrors, or only if it is one of them."""
+    push_to: Mirror | str | None = None
+    """Where pushes go, if not to the host itself."""
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False, hash=False)
+    """Sent along with every request to this host, and to no other."""
 
     def __post_init__(self) -> None:
         if self.plain_http and self.tls:
             raise InvalidOption("registry: plain_http does not go together with ca, cert or skip_verify")
         if self.key is not None and self.cert is None:
             raise InvalidOption("registry: a key without its certificate")
+        for mirror in self.mirrors:
+            _mirror(mirror)
+        if self.push_to is not None:
+            _mirror(self.push_to)
 
     @property
     def tls(self) -> bool:
@@ -84,12 +120,34 @@ class HostConfig:
         return self.skip_verify or self.ca is not None or self.cert is not None
 
 
+def system_directories(environ: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """Where docker, podman and containerd keep settings of registries: those of the user before the system's."""
+    environ = os.environ if environ is None else environ
+    named = [Path(text) for text in environ.get(CERTS_D, "").split(os.pathsep) if text]
+    home = Path(environ.get("HOME") or "~").expanduser()
+    config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+    return (
+        *named,
+        config / "containers" / "certs.d",
+        config / "docker" / "certs.d",
+        Path("/etc/containerd/certs.d"),
+        Path("/etc/containers/certs.d"),
+        Path("/etc/docker/certs.d"),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryConfig:
-    """Settings by ``host[:port]``; hosts that are not listed get the default."""
+    """Settings by ``host[:port]``; hosts that are not listed get what the directories say, or the default."""
 
     hosts: Mapping[str, HostConfig] = field(default_factory=lambda: MappingProxyType({}))
     default: HostConfig = field(default_factory=HostConfig)
+    directories: Sequence[Path] = ()
+    """Directories like ``/etc/docker/certs.d`` and ``/etc/containerd/certs.d``: read once for each host, when it is
+    asked about first."""
+    _read: dict[str, HostConfig | None] = field(
+        default_factory=dict[str, HostConfig | None], init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for host in self.hosts:
@@ -100,9 +158,54 @@ class RegistryConfig:
         if self.default.credentials is not None:
             raise InvalidOption("registry: credentials belong to one host, not to the default of all")
 
+    @classmethod
+    def of_system(
+        cls, hosts: Mapping[str, HostConfig] | None = None, *, environ: Mapping[str, str] | None = None
+    ) -> RegistryConfig:
+        """Settings given for some hosts, and what this machine's directories say of all others."""
+        return cls(hosts=hosts or {}, directories=system_directories(environ))
+
     def host(self, host: str) -> HostConfig:
-        """Settings of one host, as they are."""
-        return self.hosts.get(_filed(host), self.default)
+        """Settings of one host. InvalidOption where its directory holds what cannot be used."""
+        filed = _filed(host)
+        given = self.hosts.get(filed)
+        return given if given is not None else self._from_directories(filed) or self.default
+
+    def _from_directories(self, host: str) -> HostConfig | None:
+        # Threads may both read it: they find the same.
+        if host not in self._read:
+            self._read[host] = self._found(host)
+        return self._read[host]
+
+    def _found(self, host: str) -> HostConfig | None:
+        if not any(directory.is_dir() for directory in self.directories):
+            return None
+        from buildkit_py.registry.hosts import read_directories
+
+        found = read_directories(self.directories, host)
+        if found is None:
+            return None
+        for mirror, settings in found.mirrors.items():
+            if self._read.get(mirror) is None:
+                self._read[mirror] = settings
+        return found.host
+
+    def home(self, host: str) -> Mirror:
+        """The host itself, as a place to read from."""
+        return Mirror(_filed(host))
+
+    def reading(self, host: str) -> tuple[Mirror, ...]:
+        """Where the content of a registry is read, in order; at least one."""
+        settings, home = self.host(host), self.home(host)
+        listed = [_mirror(item) for item in settings.mirrors]
+        if settings.fallback or not listed:
+            listed.append(home)
+        return tuple(dict.fromkeys(listed))
+
+    def writing(self, host: str) -> Mirror:
+        """Where the content of a registry is written."""
+        other = self.host(host).push_to
+        return self.home(host) if other is None else _mirror(other)
 
     def credential_store(self, fallback: CredentialStore) -> CredentialStore:
         """A store that knows the credentials given here, and asks the fallback for others."""
@@ -116,6 +219,10 @@ class RegistryConfig:
         if plain is None:
             plain = is_loopback(host) and not settings.tls
         return "http" if plain else "https"
+
+
+def _mirror(given: Mirror | str) -> Mirror:
+    return Mirror.parse(given) if isinstance(given, str) else given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Who we are at which registry: docker's config file, credential helpers, or values given.
+"""Who we are at which registry: the files of docker and Podman, credential helpers, or values given.
 
 Secrets stay inside :class:`Credentials`, whose repr hides them. Nothing that a helper prints is ever
 logged or put into an error.
@@ -17,10 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from buildkit_py.errors import Unauthorized
 
@@ -73,6 +73,22 @@ class CredentialStore(Protocol):
         ...
 
 
+@runtime_checkable
+class RepositoryCredentialStore(Protocol):
+    """A store that may know other credentials for some repositories of a registry."""
+
+    def for_repository(self, host: str, repository: str, /) -> Credentials:
+        """Like CredentialStore.get, for one repository without its host."""
+        ...
+
+
+def look_up(store: CredentialStore, host: str, repository: str = "") -> Credentials:
+    """Credentials for a repository, where the store knows such, or else for its host."""
+    if repository and isinstance(store, RepositoryCredentialStore):
+        return store.for_repository(host, repository)
+    return store.get(host)
+
+
 def config_key(host: str) -> str:
     """The key that docker files a host under."""
     return HUB_KEY if host in HUB_NAMES else host
@@ -87,17 +103,22 @@ class StaticCredentials:
 
     def get(self, host: str, /) -> Credentials:
         """See CredentialStore."""
+        return self.for_repository(host, "")
+
+    def for_repository(self, host: str, repository: str, /) -> Credentials:
+        """See RepositoryCredentialStore."""
         known = self._by_key.get(config_key(host))
         if known is not None:
             return known
-        return self._fallback.get(host) if self._fallback is not None else ANONYMOUS
+        return look_up(self._fallback, host, repository) if self._fallback is not None else ANONYMOUS
 
 
 class DockerCredentials:
-    """Docker's own lookup: DOCKER_AUTH_CONFIG, then credential helpers, then the config file.
+    """Docker's own lookup: DOCKER_AUTH_CONFIG, then credential helpers, then the config file. Then Podman's files.
 
-    Answers are kept for a little under five minutes. Lookups run one at a time: some keychains hang
-    when two helpers ask at once. Source: docker/cli, cli/config; docker-credential-helpers, client.
+    A file named by REGISTRY_AUTH_FILE, as Podman knows it, comes before docker's config file. Answers are kept for a
+    little under five minutes. Lookups run one at a time: some keychains hang when two helpers ask at once.
+    Source: docker/cli, cli/config; docker-credential-helpers, client; containers-auth.json(5).
     """
 
     def __init__(
@@ -109,14 +130,16 @@ class DockerCredentials:
         clock: Callable[[], float] = time.monotonic,
         system: str = sys.platform,
     ) -> None:
-        """path names a config file; the usual place otherwise."""
+        """path names docker's config file, and no other one is read then; the usual places otherwise."""
         self._environ: Mapping[str, str] = os.environ if environ is None else environ
         self._path = path if path is not None else docker_config_dir(self._environ) / "config.json"
-        self._helper_timeout = helper_timeout
+        self._named = _named_auth_file(self._environ) if path is None else ()
+        self._podman = podman_auth_files(self._environ, system) if path is None else ()
+        self._helpers = _Helpers(self._environ, helper_timeout)
         self._clock = clock
         self._system = system
         self._lock = threading.Lock()
-        self._cache: dict[str, tuple[float, Credentials]] = {}
+        self._cache: dict[tuple[str, str], tuple[float, Credentials]] = {}
 
     @property
     def path(self) -> Path:
@@ -125,26 +148,45 @@ class DockerCredentials:
 
     def get(self, host: str, /) -> Credentials:
         """See CredentialStore."""
-        with self._lock:
-            known = self._cache.get(host)
-            if known is not None and self._clock() < known[0]:
-                return known[1]
-            found = self._look_up(host)
-            self._cache[host] = (self._clock() + CACHE_SECONDS, found)
-            return found
+        return self.for_repository(host, "")
 
-    def _look_up(self, host: str) -> Credentials:
-        key = config_key(host)
-        from_environment = self._from_environment(key)
+    def for_repository(self, host: str, repository: str, /) -> Credentials:
+        """See RepositoryCredentialStore; Podman's files may hold such."""
+        with self._lock:
+            return self._kept((host, repository), lambda: self._look_up(host, repository))
+
+    def _kept(self, key: tuple[str, str], look: Callable[[], Credentials]) -> Credentials:
+        known = self._cache.get(key)
+        if known is None or self._clock() >= known[0]:
+            known = self._cache[key] = (self._clock() + CACHE_SECONDS, look())
+        return known[1]
+
+    def _look_up(self, host: str, repository: str) -> Credentials:
+        from_environment = self._from_environment(config_key(host))
         if from_environment is not None:
             return from_environment
-        config = self._read()
+        found = self._from_auth_files(self._named, host, repository)
+        if found.anonymous:
+            # Of docker's own there is one answer for all repositories, and its helper is asked once.
+            found = self._kept((host, "\0docker"), lambda: self._from_docker(host))
+        return self._from_auth_files(self._podman, host, repository) if found.anonymous else found
+
+    def _from_auth_files(self, paths: Sequence[Path], host: str, repository: str) -> Credentials:
+        for path in paths:
+            found = _of_auth_file(_read(path), path, host, repository, self._helpers)
+            if not found.anonymous:
+                return found
+        return ANONYMOUS
+
+    def _from_docker(self, host: str) -> Credentials:
+        key = config_key(host)
+        config = _read(self._path)
         entry = _entry(config, key, self._path)
         helper, chosen_by_us = self._helper_for(config, key)
         if helper is None:
             return entry
         try:
-            answer = self._ask_helper(helper, key)
+            answer = self._helpers.ask(helper, key, self._path)
         except Unauthorized as error:
             if not chosen_by_us:
                 raise
@@ -169,29 +211,6 @@ class DockerCredentials:
             return None
         return auths.get(key)
 
-    def _read(self) -> Mapping[str, object]:
-        try:
-            with self._path.open("rb") as file:
-                raw = file.read(_MAX_CONFIG_BYTES + 1)
-        except FileNotFoundError:
-            return {}
-        except NotADirectoryError:
-            return {}
-        except OSError as error:
-            raise Unauthorized(f"docker config {self._path}: {error.strerror or 'cannot be read'}") from error
-        if len(raw) > _MAX_CONFIG_BYTES:
-            raise Unauthorized(f"docker config {self._path}: larger than {_MAX_CONFIG_BYTES} bytes")
-        if not raw.strip():
-            return {}
-        try:
-            config: object = json.loads(raw)
-        except (ValueError, RecursionError):
-            config = None
-        if not isinstance(config, dict):
-            # No "from": the decoder's error holds the text, secrets included.
-            raise Unauthorized(f"docker config {self._path}: not a JSON object") from None
-        return cast("dict[str, object]", config)
-
     def _helper_for(self, config: Mapping[str, object], key: str) -> tuple[str | None, bool]:
         """Name of the helper to ask, and whether it is only the default of this system."""
         helpers = _mapping(config.get("credHelpers"))
@@ -214,14 +233,22 @@ class DockerCredentials:
             return "wincred"
         return "pass" if shutil.which("pass", path=self._environ.get("PATH")) else "secretservice"
 
-    def _ask_helper(self, name: str, key: str) -> Credentials:
+
+class _Helpers:
+    """Runs credential helpers."""
+
+    def __init__(self, environ: Mapping[str, str], timeout: float) -> None:
+        self._environ = environ
+        self._timeout = timeout
+
+    def ask(self, name: str, key: str, config: Path) -> Credentials:
         """Run ``docker-credential-NAME get``. What it prints goes nowhere but into the answer."""
         if not _HELPER_NAME.fullmatch(name):
-            raise Unauthorized(f"docker config {self._path}: {name!r} is not the name of a credential helper")
+            raise Unauthorized(f"{config}: {name!r} is not the name of a credential helper")
         program = f"docker-credential-{name}"
         binary = shutil.which(program, path=self._environ.get("PATH"))
         if binary is None:
-            raise Unauthorized(f"credentials for {key}: {program} is not on PATH; install it or edit {self._path}")
+            raise Unauthorized(f"credentials for {key}: {program} is not on PATH; install it or edit {config}")
         try:
             done = subprocess.run(
                 [binary, "get"],
@@ -229,14 +256,12 @@ class DockerCredentials:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=dict(self._environ),
-                timeout=self._helper_timeout,
+                timeout=self._timeout,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             # No "from": the error carries what the helper printed so far.
-            raise Unauthorized(
-                f"credentials for {key}: {program} gave no answer within {self._helper_timeout:g} s"
-            ) from None
+            raise Unauthorized(f"credentials for {key}: {program} gave no answer within {self._timeout:g} s") from None
         except OSError as error:
             raise Unauthorized(f"credentials for {key}: {program}: {error.strerror}") from error
         if done.returncode != 0:
@@ -248,6 +273,66 @@ class DockerCredentials:
                 f"run `echo {key} | {program} get` to see why"
             )
         return _helper_answer(done.stdout, key, program)
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    """A config file; one that is not there is empty."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_CONFIG_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise Unauthorized(f"credentials in {path}: {error.strerror or 'cannot be read'}") from error
+    if len(raw) > _MAX_CONFIG_BYTES:
+        raise Unauthorized(f"credentials in {path}: larger than {_MAX_CONFIG_BYTES} bytes")
+    if not raw.strip():
+        return {}
+    try:
+        config: object = json.loads(raw)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        # No "from": the decoder's error holds the text, secrets included.
+        raise Unauthorized(f"credentials in {path}: not a JSON object") from None
+    return cast("dict[str, object]", config)
+
+
+def _named_auth_file(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    named = environ.get("REGISTRY_AUTH_FILE", "")
+    return (Path(named),) if named else ()
+
+
+def podman_auth_files(environ: Mapping[str, str], system: str = sys.platform) -> tuple[Path, ...]:
+    """Where ``podman login`` and its like write, beside docker's own file. Source: containers-auth.json(5)."""
+    home = Path(environ.get("HOME") or "~").expanduser()
+    config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    places = [config / "containers" / "auth.json"]
+    if runtime and system == "linux":
+        places.insert(0, Path(runtime) / "containers" / "auth.json")
+    return tuple(places)
+
+
+def _of_auth_file(
+    config: Mapping[str, object], path: Path, host: str, repository: str, helpers: _Helpers
+) -> Credentials:
+    """What one of Podman's files says: its helper for the registry, else the entry closest to the repository."""
+    registry = "docker.io" if host in HUB_NAMES else host
+    helper = _mapping(config.get("credHelpers")).get(registry)
+    if isinstance(helper, str) and helper:
+        return helpers.ask(helper, registry, path)
+    auths = _mapping(config.get("auths"))
+    parts = repository.split("/") if repository else []
+    for count in range(len(parts), 0, -1):
+        key = "/".join((registry, *parts[:count]))
+        if key in auths:
+            return _entry({"auths": {key: auths[key]}}, key, path)
+    if registry in auths:
+        return _entry(config, registry, path)
+    # Entries that docker wrote; a key with a path is for repositories below that.
+    legacy = {key: value for key, value in auths.items() if "/" not in key or "://" in key}
+    return _entry({"auths": legacy}, config_key(host), path)
 
 
 def docker_config_dir(environ: Mapping[str, str] | None = None) -> Path:
@@ -337,7 +422,7 @@ def _entry(config: Mapping[str, object], key: str, path: Path) -> Credentials:
     if auth:
         decoded = _decode_auth(auth)
         if decoded is None:
-            raise Unauthorized(f'docker config {path}: "auth" of {key} is not base64 of user:password')
+            raise Unauthorized(f'credentials in {path}: "auth" of {key} is not base64 of user:password')
         username, secret = decoded
     return Credentials(
         username,

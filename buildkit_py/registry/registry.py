@@ -51,9 +51,14 @@ class Registry:
         retry: RetryPolicy | None = None,
         concurrency: int = CONCURRENCY,
     ) -> None:
-        """Without credentials those of docker are used, looked up when a registry asks for some."""
+        """Without credentials those of docker are used, looked up when a registry asks for some.
+
+        Without config the settings of this machine are used. concurrency is the number of requests at once.
+        """
+        if concurrency < 1:
+            raise InvalidOption(f"registry: {concurrency} requests at once, expected at least 1")
         self._credentials = credentials
-        self._config = config or RegistryConfig()
+        self._config = RegistryConfig.of_system() if config is None else config
         self._timeouts = timeouts or Timeouts()
         self._retry = retry or RetryPolicy()
         self._workers = Workers(concurrency, name="registry")
@@ -89,13 +94,20 @@ class Registry:
         except (RegistryError, InvalidOption) as error:
             _LOG.debug("warming up: %s", error)
 
-    async def resolve(self, reference: Reference | str) -> Descriptor:
-        """Digest, size and type of a manifest, without its bytes where the registry allows it."""
-        return await self._run(lambda client, operation: client.resolve(reference, operation=operation))
+    async def resolve(self, reference: Reference | str, *, mirrors: bool = True) -> Descriptor:
+        """Digest, size and type of a manifest, without its bytes where the registry allows it.
 
-    async def fetch_manifest(self, reference: Reference | str) -> tuple[bytes, Descriptor]:
-        """Bytes of a manifest or index and their descriptor, verified; at most 4 MiB."""
-        return await self._run(lambda client, operation: client.fetch_manifest(reference, operation=operation))
+        mirrors says whether the registry's mirrors may answer, which may know a tag as it was before.
+        """
+        return await self._run(
+            lambda client, operation: client.resolve(reference, mirrors=mirrors, operation=operation)
+        )
+
+    async def fetch_manifest(self, reference: Reference | str, *, mirrors: bool = True) -> tuple[bytes, Descriptor]:
+        """Bytes of a manifest or index and their descriptor, verified; at most 4 MiB. mirrors is as for resolve."""
+        return await self._run(
+            lambda client, operation: client.fetch_manifest(reference, mirrors=mirrors, operation=operation)
+        )
 
     async def exists(self, repository: Repository, digest: Digest, *, blob: bool = False) -> bool:
         """Whether the repository has this manifest (or blob)."""

@@ -66,7 +66,7 @@ class AuthService:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        self._config = config or RegistryConfig()
+        self._config = RegistryConfig.of_system(environ=environ) if config is None else config
         self._store = self._config.credential_store(credentials or DockerCredentials(environ=environ))
         self._seeds = Seeds(seeds or docker_config_dir(environ) / ".token_seed")
         self._workers = Workers(_THREADS, name="registry-auth")

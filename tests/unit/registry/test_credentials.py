@@ -12,7 +12,7 @@ import pytest
 
 from buildkit_py.errors import Unauthorized
 from buildkit_py.registry import Credentials, DockerCredentials, StaticCredentials
-from buildkit_py.registry.credentials import ANONYMOUS, CACHE_SECONDS
+from buildkit_py.registry.credentials import ANONYMOUS, CACHE_SECONDS, look_up
 
 HUB = "https://index.docker.io/v1/"
 SECRET = "s3cr3t-value"
@@ -244,3 +244,97 @@ def test_repr_hides_secrets() -> None:
     shown = repr(Credentials("user", SECRET, SECRET, SECRET))
     assert "user" in shown
     assert SECRET not in shown
+
+
+# Podman's files
+
+
+def podman(folder: Path, files: dict[str, object], **environ: str) -> DockerCredentials:
+    for name, config in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config))
+    return store(folder, XDG_RUNTIME_DIR=str(folder / "run"), **environ)
+
+
+def entry(user: str, *keys: str) -> dict[str, object]:
+    return {"auths": {key: {"auth": auth(user, "p")} for key in keys}}
+
+
+RUNTIME, HOME = "run/containers/auth.json", ".config/containers/auth.json"
+
+
+def test_podman_is_asked_after_docker(tmp_path: Path) -> None:
+    files: dict[str, object] = {
+        "config.json": entry("docker", "a.example"),
+        RUNTIME: entry("run", "a.example", "b.example"),
+        HOME: entry("home", "a.example", "b.example", "c.example"),
+    }
+    credentials = podman(tmp_path, files)
+    found = [credentials.get(f"{name}.example").username for name in "abcd"]
+    assert found == ["docker", "run", "home", ""]
+
+
+def test_a_file_that_is_named_goes_first(tmp_path: Path) -> None:
+    files: dict[str, object] = {
+        "mine.json": entry("mine", "a.example"),
+        "config.json": entry("docker", "a.example", "b.example"),
+    }
+    credentials = podman(tmp_path, files, REGISTRY_AUTH_FILE=str(tmp_path / "mine.json"))
+    assert [credentials.get(f"{name}.example").username for name in "ab"] == ["mine", "docker"]
+
+
+def test_podman_knows_repositories(tmp_path: Path) -> None:
+    """The entry that is closest; of names, not of letters."""
+    keys = {"r.example": "all", "r.example/team": "team", "r.example/team/app": "app"}
+    auths = {key: {"auth": auth(user, "p")} for key, user in keys.items()}
+    credentials = podman(tmp_path, {RUNTIME: {"auths": auths}})
+    for repository, user in {
+        "team/app": "app",
+        "team/app/part": "app",
+        "team/apple": "team",
+        "team": "team",
+        "teams": "all",
+        "": "all",
+    }.items():
+        assert credentials.for_repository("r.example", repository).username == user
+    assert credentials.get("r.example").username == "all"
+
+
+@pytest.mark.parametrize("key", ["docker.io", HUB, "index.docker.io"])
+def test_podman_calls_the_hub_by_its_name(tmp_path: Path, key: str) -> None:
+    credentials = podman(tmp_path, {HOME: entry("u", key)})
+    assert credentials.get("registry-1.docker.io").username == "u"
+
+
+def test_podman_asks_its_helpers_first(tmp_path: Path) -> None:
+    install_helper(tmp_path, "pod", 'read -r key; echo "{\\"Username\\":\\"$key\\",\\"Secret\\":\\"p\\"}"')
+    config = {"credHelpers": {"r.example": "pod"}, **entry("file", "r.example")}
+    assert podman(tmp_path, {HOME: config}).get("r.example").username == "r.example"
+
+
+def test_podman_identity_tokens(tmp_path: Path) -> None:
+    config = {"auths": {"r.example": {"auth": auth("u", "p"), "identitytoken": "refresh"}}}
+    assert podman(tmp_path, {HOME: config}).get("r.example").identity_token == "refresh"
+
+
+def test_a_path_given_is_the_only_file(tmp_path: Path) -> None:
+    podman(tmp_path, {HOME: entry("u", "r.example"), "other.json": {}})
+    credentials = DockerCredentials(tmp_path / "other.json", environ={"HOME": str(tmp_path)})
+    assert credentials.get("r.example") == ANONYMOUS
+
+
+def test_one_question_to_the_helper_serves_all_repositories(tmp_path: Path) -> None:
+    log = tmp_path / "asked"
+    install_helper(tmp_path, "one", f'echo asked >> {log}; echo \'{{"Username":"u","Secret":"p"}}\'')
+    credentials = store(tmp_path, {"credsStore": "one"})
+    for repository in ("", "a", "b/c"):
+        assert credentials.for_repository("r.example", repository).username == "u"
+    assert log.read_text() == "asked\n"
+
+
+def test_values_given_pass_the_repository_on(tmp_path: Path) -> None:
+    fallback = podman(tmp_path, {HOME: entry("u", "r.example/team")})
+    given = StaticCredentials({"x.example": Credentials("x", "p")}, fallback)
+    assert look_up(given, "r.example", "team/app").username == "u"
+    assert look_up(given, "r.example").username == ""
