@@ -32,6 +32,7 @@ from buildkit_py.digest import Digest, Hash, new_hash
 from buildkit_py.errors import BuildKitError, DeadlineExceeded, InvalidDigest, InvalidOption, ProtocolError
 from buildkit_py.oci import (
     DOCKER_CONFIG,
+    MANIFEST_TYPES,
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
     OCI_CONFIG,
@@ -686,6 +687,58 @@ def open_layout(path: Path) -> Generator[Layout]:
         yield Layout(files, str(path))
 
 
+def put_entry(directory: Path, descriptor: Descriptor, tag: str) -> None:
+    """Give a blob of a layout directory a tag in its ``index.json``, in place of what had it. Blocks.
+
+    Makes a layout of a directory that has none of its files yet. Raises ProtocolError when its ``index.json`` is
+    damaged, DeadlineExceeded when another process keeps it locked.
+    """
+    entry = descriptor.with_annotations({**descriptor.annotations, REF_NAME: tag})
+    mine = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry.to_json()]}
+    with _writing(directory), _locked(directory):
+        index = directory / _INDEX_FILE
+        raw = encode_json(mine)
+        if index.exists():
+            raw = _merged(parse_json(_read_bounded(index, MAX_MANIFEST_BYTES), str(index)), mine)
+        if not (directory / _LAYOUT_FILE).exists():
+            _replace(directory / _LAYOUT_FILE, _LAYOUT_CONTENT)
+        _replace(index, raw)
+
+
+def remove_unreachable(directory: Path) -> int:
+    """Remove the blobs of a layout directory that no entry of its ``index.json`` leads to; how many. Blocks.
+
+    Raises ProtocolError, and removes nothing, when a manifest on the way is missing or damaged.
+    """
+    with _writing(directory), _locked(directory), open_layout(directory) as layout:
+        reachable: set[Digest] = set()
+        todo = list(layout.index.manifests)
+        while todo:
+            entry = todo.pop()
+            if entry.digest in reachable:
+                continue
+            reachable.add(entry.digest)
+            if entry.is_index:
+                todo += Index.parse(layout.read(entry), entry.media_type).manifests
+            elif entry.media_type in MANIFEST_TYPES:
+                manifest = Manifest.parse(layout.read(entry), entry.media_type)
+                todo += manifest.blobs
+        keep = {directory / _blob_name(digest) for digest in reachable}
+        removed = [path for path in (directory / "blobs").glob("*/*") if path not in keep]
+        for path in removed:
+            path.unlink()
+    return len(removed)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 class _DirectoryFiles:
     """A layout directory. Names are ours or made of digests, so none leads elsewhere."""
 
@@ -876,4 +929,6 @@ __all__ = [
     "LayoutWriter",
     "check_destination",
     "open_layout",
+    "put_entry",
+    "remove_unreachable",
 ]
