@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from buildkit_py.reference import Reference
     from buildkit_py.rpc import TLSConfig
     from buildkit_py.runner import RunRequest, RunResult, run
+    from buildkit_py.session.policy import Allow, Convert, Deny, Resolve, SourceQuestion, Verdict
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,12 @@ __all__ = [
     "CacheSpec",
     "SecretSpec",
     "SSHSpec",
+    "SourceQuestion",
+    "Verdict",
+    "Allow",
+    "Deny",
+    "Convert",
+    "Resolve",
     "Platform",
     "Reference",
     "Digest",
@@ -54,6 +61,7 @@ _HOMES = {
     "reference": ("Reference",),
     "rpc": ("TLSConfig",),
     "runner": ("run", "RunRequest", "RunResult"),
+    "session.policy": ("Allow", "Convert", "Deny", "Resolve", "SourceQuestion", "Verdict"),
 }
 
 if not TYPE_CHECKING:

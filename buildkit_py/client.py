@@ -5,21 +5,33 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from buildkit_py import rpc
-from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError, RPCError, SessionClosed, leaves
+from buildkit_py.errors import (
+    BuildKitError,
+    InvalidOption,
+    ProtocolError,
+    RPCError,
+    SessionClosed,
+    SolveError,
+    UnsupportedByDaemon,
+    leaves,
+)
 from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.pb import control_pb2, ops_pb2
 from buildkit_py.progress import BuildProgress, StatusUpdate
 from buildkit_py.session.attachable import Attachable
+from buildkit_py.session.exporter import FIND_EXPORTERS
+from buildkit_py.session.policy import CHECK_POLICY
 from buildkit_py.session.server import Session, open_session
 
 if TYPE_CHECKING:
@@ -28,6 +40,8 @@ if TYPE_CHECKING:
 
 _REF_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _REF_LENGTH = 25  # as the Go client's random ids
+
+_POLICY_SESSIONS = "source.policy.session"
 
 STATUS_DRAIN_SECONDS = 5.0
 """How long after the end of a solve its status may be silent before it is given up."""
@@ -73,11 +87,8 @@ class SolveRequest:
             raise InvalidOption("a solve needs exactly one of a frontend and a definition")
         if not self.ref:
             raise InvalidOption("ref: must not be empty")
-        for spec in (*self.cache_imports, *self.cache_exports):
-            if spec.type == "local":
-                raise InvalidOption("cache type=local: not supported yet; use type=registry or type=inline")
 
-    def to_pb(self, session_id: str) -> control_pb2.SolveRequest:
+    def to_pb(self, session: Session) -> control_pb2.SolveRequest:
         """Raise InvalidOption when the definition is not a valid protobuf message."""
         self.check()
         attrs = dict(self.frontend_attrs)
@@ -89,7 +100,7 @@ class SolveRequest:
             )
         message = control_pb2.SolveRequest(
             Ref=self.ref,
-            Session=session_id,
+            Session=session.id,
             Frontend=self.frontend,
             FrontendAttrs=attrs,
             FrontendInputs={name: _definition(data) for name, data in self.frontend_inputs.items()},
@@ -98,6 +109,8 @@ class SolveRequest:
             ),
             Entitlements=list(self.entitlements),
             Internal=self.internal,
+            SourcePolicySession=session.id if session.serves(CHECK_POLICY) else "",
+            EnableSessionExporter=session.serves(FIND_EXPORTERS),
             Exporters=[control_pb2.Exporter(Type=spec.type, Attrs=dict(spec.attrs)) for spec in self.exporters],
         )
         if self.definition is not None:
@@ -147,6 +160,7 @@ class Client:
 
     def __init__(self, connection: rpc.Connection) -> None:
         self._connection = connection
+        self._capabilities: dict[str, bool] = {}
 
     @property
     def address(self) -> str:
@@ -251,16 +265,59 @@ class Client:
         Raises SolveError when it fails, SessionClosed when the session ends before it, ConnectionLost when
         the daemon goes away. Cancelling the call cancels the solve on the daemon. There is no deadline:
         use ``asyncio.timeout``.
+
+        A SourcePolicy in the session decides about the solve's sources; a daemon that would not ask it is refused
+        with UnsupportedByDaemon. Caches of type local are directories of this machine; on a session that is
+        open already they are those that LocalCaches made of them, and serving and publishing them is the caller's.
         """
         request.check()
         if session is not None:
-            return await self._solve(request, session, on_status)
+            return await self._checked_solve(request, session, on_status)
+        caches = None
+        if any(spec.type == "local" for spec in (*request.cache_imports, *request.cache_exports)):
+            from buildkit_py.session.content import ContentStores
+            from buildkit_py.session.localcache import LocalCaches
+
+            caches = await asyncio.to_thread(LocalCaches, request.cache_imports, request.cache_exports)
+            request = replace(request, cache_imports=caches.imports, cache_exports=caches.exports)
+            attachables = [*attachables, ContentStores(caches.stores)]
         async with self.open_session(attachables) as own:
-            return await self._solve(request, own, on_status)
+            result = await self._checked_solve(request, own, on_status)
+        if caches is not None:
+            await asyncio.to_thread(caches.publish, result.response)
+        return result
+
+    async def supports(self, capability: str) -> bool:
+        """Whether the daemon knows a capability of LLB, such as "source.policy.session"; asked once for each.
+
+        A daemon does not list what it can do, and its version does not tell either, as engines embed BuildKit
+        without one: it is given an empty solve that says that it needs the capability.
+        """
+        known = self._capabilities.get(capability)
+        if known is None:
+            try:
+                await self.solve(SolveRequest(definition=_needing(capability), internal=True))
+                known = True
+            except SolveError as error:
+                if capability not in error.message:
+                    raise
+                known = False
+            self._capabilities[capability] = known
+        return known
+
+    async def _checked_solve(
+        self, request: SolveRequest, session: Session, on_status: StatusHandler | None
+    ) -> SolveResult:
+        if session.serves(CHECK_POLICY) and not await self.supports(_POLICY_SESSIONS):
+            raise UnsupportedByDaemon(
+                f"the daemon at {self.address} cannot ask a source policy (BuildKit v0.26 or newer can): "
+                "the build would run without it"
+            )
+        return await self._solve(request, session, on_status)
 
     async def _solve(self, request: SolveRequest, session: Session, on_status: StatusHandler | None) -> SolveResult:
         progress = BuildProgress()
-        message = request.to_pb(session.id)
+        message = request.to_pb(session)
 
         def fold(update: StatusUpdate) -> None:
             progress.update(request.label, update)
@@ -363,6 +420,19 @@ def _sole_error() -> Generator[None, None, None]:
 
 def _cache_to_pb(spec: CacheSpec) -> control_pb2.CacheOptionsEntry:
     return control_pb2.CacheOptionsEntry(Type=spec.type, Attrs=dict(spec.attrs))
+
+
+def _needing(capability: str) -> bytes:
+    """Definition of an empty file system by a daemon that has the capability."""
+    directory = ops_pb2.FileActionMkDir(path="/empty", mode=0o755, timestamp=-1)
+    action = ops_pb2.FileAction(input=-1, secondaryInput=-1, output=0, mkdir=directory)
+    operation = ops_pb2.Op(file=ops_pb2.FileOp(actions=[action])).SerializeToString(deterministic=True)
+    digest = f"sha256:{hashlib.sha256(operation).hexdigest()}"
+    root = ops_pb2.Op(inputs=[ops_pb2.Input(digest=digest)]).SerializeToString(deterministic=True)
+    metadata = {digest: ops_pb2.OpMetadata(caps={capability: True})}
+    definition = ops_pb2.Definition(metadata=metadata)
+    getattr(definition, "def").extend([operation, root])  # a word of Python's
+    return definition.SerializeToString(deterministic=True)
 
 
 def _definition(data: bytes) -> ops_pb2.Definition:

@@ -12,6 +12,8 @@
       PeerError                              a peer reported a failure of its own
       RPCError                               the daemon answered a call with an error
         SolveError                           a build failed
+          SourceDenied                       a policy forbids one of its sources
+      UnsupportedByDaemon                    the daemon is too old for what was asked
       RegistryError                          a registry answered with an error
         Unauthorized, NotFound, Unsupported
       ImageError                             images that cannot be joined, or lack what was asked for
@@ -172,6 +174,19 @@ class SolveError(RPCError):
         super().__init__(code, message, details)
 
 
+class SourceDenied(SolveError):
+    """A source policy did not allow the build to use a source."""
+
+    source = ""
+    """Identifier of the source, such as ``docker-image://docker.io/library/alpine:latest``; "" where it is unknown."""
+    reasons: tuple[str, ...] = ()
+    """What the policy gave as reasons."""
+
+
+class UnsupportedByDaemon(BuildKitError):
+    """The daemon does not know a feature that was asked for; the message names it."""
+
+
 class RegistryError(BuildKitError):
     """A registry answered with a status that was not asked for, or not at all (status 0)."""
 
@@ -261,6 +276,8 @@ __all__ = [
     "PeerError",
     "RPCError",
     "SolveError",
+    "SourceDenied",
+    "UnsupportedByDaemon",
     "SourceSnippet",
     "RegistryError",
     "Unauthorized",

@@ -19,6 +19,7 @@ from buildkit_py.errors import (
     DeadlineExceeded,
     RPCError,
     SolveError,
+    SourceDenied,
     SourceSnippet,
 )
 
@@ -28,6 +29,8 @@ Details: TypeAlias = tuple[tuple[str, bytes], ...]
 _TRAILER = "grpc-status-details-bin"
 _TYPE_URL = "github.com/moby/buildkit/{}+json"
 _EXIT_CODE = re.compile(r"did not complete successfully: exit code: (\d{1,10})")
+# Source: buildkit, solver/llbsolver/policy.go and sourcepolicy/engine.go.
+_DENIED = re.compile(r'source "([^"]+)" (?:not allowed by policy: action|denied by policy)')
 _UNKNOWN_EXIT_CODE = 255
 _MAX_SOURCES = 64
 _MAX_LINE = 2**31 - 1
@@ -64,12 +67,13 @@ def map_solve_error(error: grpc.RpcError, *, what: str = "solve", ref: str = "",
 
 
 def solve_error(error: RPCError, *, ref: str = "", platform: str = "") -> SolveError:
-    """Add what the details say: vertex, exit code, and where in the sources.
+    """Add what the details say: vertex, exit code, and where in the sources; a denial is a SourceDenied.
 
     Details that are not understood are left out of the fields and kept in error.details.
     """
     vertex = vertex_name = ""
     codes: list[int] = []
+    reasons: list[str] = []
     sources: list[SourceSnippet] = []
     for name, document in _documents(error.details):
         match name:
@@ -83,11 +87,14 @@ def solve_error(error: RPCError, *, ref: str = "", platform: str = "") -> SolveE
                     sources.append(snippet)
             case "gatewayapi.ExitMessage":
                 codes.append(_int(document, "Code"))
+            case "policysession.DecisionResponse":
+                reasons += [_text(entry, "message") for entry in _objects(document, "denyMessages")]
             case _:
                 pass
-    return SolveError(
+    denied = _DENIED.search(error.message)
+    failed = (SourceDenied if denied or reasons else SolveError)(
         error.code,
-        error.message,
+        f"{error.message}: {'; '.join(reasons)}" if reasons else error.message,
         error.details,
         ref=ref,
         platform=platform,
@@ -96,6 +103,10 @@ def solve_error(error: RPCError, *, ref: str = "", platform: str = "") -> SolveE
         exit_code=_exit_code(codes, error.message),
         sources=sources[::-1],
     )
+    if isinstance(failed, SourceDenied):
+        failed.source = denied[1] if denied else ""
+        failed.reasons = tuple(reasons)
+    return failed
 
 
 def exit_code_in(text: str) -> int | None:

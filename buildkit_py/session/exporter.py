@@ -25,12 +25,12 @@ Runs on the event loop. Streams of these exporters have the positions that follo
 
 
 class SessionExporter:
-    """Chooses exporters for solves with ``session_exporter``, and keeps what they answered."""
+    """Chooses exporters for the solves of its session, and keeps what they answered."""
 
     def __init__(self, choose: ExporterChooser) -> None:
         self._choose = choose
         self.response: Mapping[str, str] | None = None
-        """What all exporters of the solve answered, once they are done."""
+        """What all exporters of the solve answered, once they are done; older daemons do not tell."""
 
     def methods(self) -> Mapping[str, Handler]:
         """See Attachable."""

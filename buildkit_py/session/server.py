@@ -91,6 +91,10 @@ class Session:
         """Calls begun so far, by full method path, health checks included; unknown methods are under ""."""
         return self._server.calls
 
+    def serves(self, method: str) -> bool:
+        """Whether an attachable answers calls of this full method path."""
+        return method in self._handlers
+
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Request metadata of the ``Control.Session`` stream that carries this session."""
         methods = sorted({*self._handlers, HEALTH_CHECK, HEALTH_WATCH})

@@ -5,20 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from buildkit_py import SecretSpec, SolveRequest, SSHSpec, connect
+from buildkit_py import BuildRequest, SecretSpec, SolveRequest, SSHSpec, build, connect
 from buildkit_py.client import SolveResult
-from buildkit_py.errors import SolveError
+from buildkit_py.errors import SolveError, SourceDenied, UnsupportedByDaemon
 from buildkit_py.options import ExporterSpec
 from buildkit_py.session.attachable import Attachable
-from buildkit_py.session.filesend import DirectoryTarget, FileSend
+from buildkit_py.session.exporter import SessionExporter
+from buildkit_py.session.filesend import DirectoryTarget, FileSend, FileTarget
 from buildkit_py.session.filesync import FileSync, LocalDir
+from buildkit_py.session.policy import Allow, Convert, Deny, Resolve, SourcePolicy, SourceQuestion, Verdict
 from buildkit_py.session.secrets import Secrets
 from buildkit_py.session.sshforward import SSHForward
+from tests.support.servers import Registry as RegistryServer
 
 pytestmark = pytest.mark.daemon
 
@@ -186,3 +190,89 @@ async def test_an_ssh_id_that_was_not_given(builder: Builder) -> None:
     with pytest.raises(SolveError, match="absent"):
         await builder(step)
     await builder('FROM busybox\nRUN --mount=type=ssh,id=absent test ! -e "$SSH_AUTH_SOCK"\n', SSHForward([]))
+
+
+async def _policy_works(address: str) -> bool:
+    async with connect(address) as client:
+        return await client.supports("source.policy.session")
+
+
+async def test_a_policy_decides_about_sources(daemon_address: str, builder: Builder) -> None:
+    """A daemon that cannot ask is refused; one that can asks again once it has resolved what we want to know."""
+    if not await _policy_works(daemon_address):
+        with pytest.raises(UnsupportedByDaemon, match="cannot ask a source policy"):
+            await builder("FROM scratch\nCOPY Dockerfile /\n", SourcePolicy(lambda question: Allow()))
+        return
+    asked: list[str] = []
+
+    def decide(question: SourceQuestion) -> Verdict:
+        asked.append(question.identifier)
+        if question.identifier.startswith("https://denied.example/"):
+            return Deny(("not from there", "ask the security team"))
+        return Allow()
+
+    await builder("FROM scratch\nCOPY Dockerfile /\n", SourcePolicy(decide))
+    assert any(identifier.startswith("local://") for identifier in asked)
+    with pytest.raises(SourceDenied, match="not from there; ask the security team") as caught:
+        await builder("FROM scratch\nADD https://denied.example/x /\n", SourcePolicy(decide))
+    assert caught.value.source == "https://denied.example/x"
+    assert caught.value.reasons == ("not from there", "ask the security team")
+
+
+async def test_a_policy_replaces_a_source_and_looks_at_it(
+    daemon_address: str, builder: Builder, registry: RegistryServer
+) -> None:
+    if not await _policy_works(daemon_address):
+        pytest.skip("the daemon cannot ask a source policy")
+    image = f"{registry.host}/policy/base:1"
+    async with connect(daemon_address) as client:
+        (builder.context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /base\n")
+        await build(client, BuildRequest(context=builder.context, tags=[image], push=True, attestations={}))
+    seen: list[SourceQuestion] = []
+
+    def decide(question: SourceQuestion) -> Verdict:
+        if question.identifier == "docker-image://docker.io/library/alpine:latest":
+            return Convert(f"docker-image://{image}")
+        if question.identifier == f"docker-image://{image}":
+            if not question.resolved:
+                return Resolve(image_config=True)
+            seen.append(question)
+        return Allow()
+
+    await builder("FROM alpine\nCOPY Dockerfile /own\n", SourcePolicy(decide))
+    assert (builder.out / "base").exists()
+    assert seen
+    assert seen[0].image_digest.startswith("sha256:")
+    assert b"rootfs" in seen[0].image_config
+
+
+async def test_exporters_chosen_when_the_result_is_known(daemon_address: str, builder: Builder, tmp_path: Path) -> None:
+    """A second export, whose place is after those of the request."""
+    out = tmp_path / "files.tar"
+    seen: list[Mapping[str, bytes]] = []
+
+    def choose(metadata: Mapping[str, bytes], refs: Sequence[str]) -> Sequence[ExporterSpec]:
+        seen.append(metadata)
+        assert len(refs) == 1
+        return [ExporterSpec(type="tar")]
+
+    exporter = SessionExporter(choose)
+    (builder.context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /file\n")
+    directory = LocalDir(builder.context)
+    target = FileTarget(out)
+    async with connect(daemon_address) as client:
+        await client.solve(
+            SolveRequest(frontend="dockerfile.v0", exporters=[ExporterSpec(type="local")]),
+            attachables=[
+                FileSync({"context": directory, "dockerfile": directory}),
+                FileSend({0: DirectoryTarget(builder.out), 1: target}),
+                exporter,
+            ],
+        )
+    await target.commit()
+    assert (builder.out / "file").exists()
+    with tarfile.open(out) as archive:
+        assert "file" in archive.getnames()
+    assert b"rootfs" in seen[0]["containerimage.config"]
+    if await _policy_works(daemon_address):  # of the same age as this part
+        assert exporter.response is not None

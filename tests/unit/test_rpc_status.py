@@ -19,6 +19,7 @@ from buildkit_py.errors import (
     DeadlineExceeded,
     RPCError,
     SolveError,
+    SourceDenied,
     SourceSnippet,
 )
 from buildkit_py.rpc import exit_code_in, map_rpc_error, map_solve_error, parse_status, solve_error
@@ -234,3 +235,26 @@ def test_nothing_is_shown_of_lines_that_are_not_there(ranges: list[tuple[int, in
 
 def test_a_snippet_holds_nothing_that_a_terminal_obeys() -> None:
     assert "\x1b" not in SourceSnippet("a\x1b[2J", "", b"RUN \x1b[31m\r\n", ((1, 1),)).excerpt()
+
+
+@pytest.mark.parametrize(
+    ("message", "details", "reasons"),
+    [
+        (
+            'could not resolve image due to policy: source "docker-image://x:1" not allowed by policy: action DENY',
+            [detail("policysession.DecisionResponse", {"action": "DENY", "denyMessages": [{"message": "old"}, {}]})],
+            ("old", ""),
+        ),
+        ('source "docker-image://x:1" not allowed by policy: action DENY', [], ()),
+        ('source "docker-image://x:1" denied by policy: denied', [], ()),
+    ],
+)
+def test_a_denied_source_has_an_error_of_its_own(
+    message: str, details: list[tuple[str, bytes]], reasons: tuple[str, ...]
+) -> None:
+    """Denied by the session's policy, with and without reasons, or by rules that were sent along."""
+    error = solve_error(RPCError("UNKNOWN", message, details))
+    assert isinstance(error, SourceDenied)
+    assert (error.source, error.reasons) == ("docker-image://x:1", reasons)
+    assert all(reason in str(error) for reason in reasons)
+    assert message in str(error)

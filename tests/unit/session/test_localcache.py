@@ -123,7 +123,7 @@ def test_an_export_of_nothing_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_makes_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match="cache.manifest"):
+    with pytest.raises(ProtocolError, match=r"cache\.manifest"):
         LocalCaches(exports=[local(dest=str(tmp_path))]).publish({"cache.manifest": "{"})
 
 

@@ -91,7 +91,7 @@ async def test_a_policy_that_fails_does_not_allow() -> None:
     def broken(question: SourceQuestion) -> Verdict:
         raise ValueError("inner words")
 
-    with pytest.raises(CallError, match="the source policy failed on docker-image:.*: ValueError") as caught:
+    with pytest.raises(CallError, match=r"the source policy failed on docker-image:.*: ValueError") as caught:
         await ask(broken)
     assert "inner words" not in caught.value.message
 
