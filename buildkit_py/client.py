@@ -9,7 +9,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from buildkit_py import rpc
 from buildkit_py.errors import (
     BuildKitError,
+    ConnectionLost,
     InvalidOption,
     ProtocolError,
     RPCError,
@@ -313,11 +314,45 @@ class Client:
                 f"the daemon at {self.address} cannot ask a source policy (BuildKit v0.26 or newer can): "
                 "the build would run without it"
             )
-        return await self._solve(request, session, on_status)
+        return await self._solve(request, request.to_pb(session), session, on_status)
 
-    async def _solve(self, request: SolveRequest, session: Session, on_status: StatusHandler | None) -> SolveResult:
-        progress = BuildProgress()
+    async def call_frontend(
+        self,
+        request: SolveRequest,
+        *,
+        session: Session,
+        on_status: StatusHandler | None = None,
+    ) -> Mapping[str, bytes]:
+        """Run the frontend of a request, and nothing of what it plans; the metadata of its result.
+
+        This is how subrequests are answered, which ``requestid`` of the attributes asks for. Raises what
+        solve() raises. Source: buildkit, frontend/subrequests.
+        """
+        request.check()
+        if not request.frontend:
+            raise InvalidOption("a call needs a frontend")
+        from buildkit_py.rpc import gateway
+
         message = request.to_pb(session)
+        inner = gateway.as_gateway(message)
+        found: dict[str, bytes] = {}
+
+        async def answer() -> None:
+            await gateway.forward(self._connection, request.ref, inner, found)
+
+        await self._solve(request, message, session, on_status, frontend=answer)
+        return MappingProxyType(found)
+
+    async def _solve(
+        self,
+        request: SolveRequest,
+        message: control_pb2.SolveRequest,
+        session: Session,
+        on_status: StatusHandler | None,
+        frontend: Callable[[], Awaitable[None]] | None = None,
+    ) -> SolveResult:
+        """frontend plays the part of one that the message does not name."""
+        progress = BuildProgress()
 
         def fold(update: StatusUpdate) -> None:
             progress.update(request.label, update)
@@ -328,6 +363,7 @@ class Client:
         with _sole_error():
             async with asyncio.TaskGroup() as tasks:
                 solving = tasks.create_task(self._outcome(message))
+                acting = [] if frontend is None else [tasks.create_task(_acting(frontend))]
                 silence = _Silence()
                 watching = tasks.create_task(self._watch(request.ref, fold, silence))
                 dying = tasks.create_task(session.closed.wait())
@@ -338,7 +374,7 @@ class Client:
                 outcome = solving.result() if solving.done() else _session_failure(session)
                 failed = isinstance(outcome, BuildKitError)
                 await _drain(watching, silence, _FAILED_DRAIN_SECONDS if failed else STATUS_DRAIN_SECONDS)
-                for task in (solving, watching, dying):
+                for task in (solving, watching, dying, *acting):
                     task.cancel()
         if isinstance(outcome, RPCError):
             raise self._solve_error(outcome, request, progress) from outcome
@@ -380,6 +416,15 @@ class Client:
         failed.vertex_name = failed.vertex_name or (vertex.name if vertex is not None else "")
         failed.log_tail = progress.log_tail(request.label, failed.vertex)
         return failed
+
+
+async def _acting(frontend: Callable[[], Awaitable[None]]) -> None:
+    try:
+        with rpc.mapped("call the frontend"):
+            await frontend()
+    except (RPCError, ConnectionLost):
+        # The solve ends with the same error, or with the one that caused this.
+        return
 
 
 class _Silence:

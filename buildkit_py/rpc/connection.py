@@ -52,14 +52,14 @@ class Connection:
     # Few builds need these two, and their messages take their time to load.
 
     @cached_property
-    def content(self) -> content_pb2_grpc.ContentStub:
+    def content(self) -> content_pb2_grpc.ContentAsyncStub:
         """Blobs of the daemon, read-only; absent (UNIMPLEMENTED) before v0.11."""
         from buildkit_py.pb import content_pb2_grpc
 
         return content_pb2_grpc.ContentStub(self.channel)
 
     @cached_property
-    def gateway(self) -> gateway_pb2_grpc.LLBBridgeStub:
+    def gateway(self) -> gateway_pb2_grpc.LLBBridgeAsyncStub:
         """What a frontend may ask for during its solve."""
         from buildkit_py.pb import gateway_pb2_grpc
 

@@ -6,9 +6,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TypeAlias, cast
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,6 +23,9 @@ from buildkit_py.errors import (
     SourceSnippet,
 )
 
+if TYPE_CHECKING:
+    from google.rpc import status_pb2  # type: ignore[import-untyped]  # has no stubs
+
 Details: TypeAlias = tuple[tuple[str, bytes], ...]
 """(type URL, value) of each detail of a status, outermost wrapper of the error first."""
 
@@ -32,6 +35,7 @@ _EXIT_CODE = re.compile(r"did not complete successfully: exit code: (\d{1,10})")
 # Source: buildkit, solver/llbsolver/policy.go and sourcepolicy/engine.go.
 _DENIED = re.compile(r'source "([^"]+)" (?:not allowed by policy: action|denied by policy)')
 _UNKNOWN_EXIT_CODE = 255
+_UNKNOWN = 2  # the code of a status without one
 _MAX_SOURCES = 64
 _MAX_LINE = 2**31 - 1
 
@@ -117,19 +121,33 @@ def exit_code_in(text: str) -> int | None:
 
 def status_details(error: grpc.RpcError) -> Details:
     """Details of the status in the call's trailers; none where there are none, or where they are garbled."""
-    trailers = getattr(error, "trailing_metadata", None)
-    if not callable(trailers):
-        return ()
-    for key, value in cast("list[tuple[str, str | bytes]]", trailers() or ()):
+    for key, value in _trailers(error):
         if key == _TRAILER and isinstance(value, bytes):
             return parse_status(value).details
     return ()
 
 
+def status_of(error: grpc.RpcError) -> status_pb2.Status:
+    """The error as a message that can be handed on, with its details where there are any."""
+    from google.rpc import status_pb2
+
+    for key, value in _trailers(error):
+        if key == _TRAILER and isinstance(value, bytes):
+            with suppress(DecodeError):
+                return status_pb2.Status.FromString(value)
+    number = next((number for number, name in _CODES.items() if name == _code(error)), _UNKNOWN)
+    return status_pb2.Status(code=number, message=_message(error))
+
+
+def _trailers(error: grpc.RpcError) -> Sequence[tuple[str, str | bytes]]:
+    trailers = getattr(error, "trailing_metadata", None)
+    return tuple(cast("Sequence[tuple[str, str | bytes]]", trailers() or ())) if callable(trailers) else ()
+
+
 def parse_status(data: bytes) -> RPCError:
     """Read a serialised google.rpc.Status, as trailers and history hold it, or say that it is garbled."""
     # Here, as most calls succeed.
-    from google.rpc import status_pb2  # type: ignore[import-untyped]  # has no stubs
+    from google.rpc import status_pb2
 
     try:
         status = status_pb2.Status.FromString(data)
