@@ -1,4 +1,7 @@
-"""gRPC over HTTP/2, the server's side, without I/O: bytes in, events out, bytes out.
+"""gRPC over HTTP/2 without I/O: bytes in, events out, bytes out. What both sides of a connection share.
+
+:class:`~buildkit_py.session.grpc_server_core.ServerCore` answers the daemon's calls inside a session;
+:class:`~buildkit_py.session.grpc_client_core.ClientCore` makes the one call that carries the session.
 
 The ``h2`` package does the connection's state, settings, headers and resets. DATA and WINDOW_UPDATE
 frames, which are all but a handful of the frames of a transfer, never reach it: they are cut from the
@@ -14,17 +17,16 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
-from urllib.parse import quote
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, RemoteSettingsChanged, RequestReceived, StreamEnded, StreamReset
 from h2.events import Event as H2Event
+from h2.events import RemoteSettingsChanged, StreamEnded
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 
-from buildkit_py.errors import BuildKitError, ProtocolError, SessionClosed
+from buildkit_py.errors import BuildKitError, ProtocolError
 from buildkit_py.session.attachable import Code
 
 MAX_MESSAGE_SIZE = 16 << 20
@@ -48,7 +50,6 @@ MAX_BUFFERED = 256 << 20
 _MAX_CONTROL_BACKLOG = 1 << 20
 """Replies that wait for a peer that sends requests, pings and settings but does not read."""
 
-_MAX_STATUS_TEXT = 2000
 _MAX_WINDOW = 2**31 - 1
 _DEFAULT_WINDOW = 65_535  # RFC 9113, 6.9.2
 _STREAM_CREDIT_STEP = STREAM_WINDOW // 4
@@ -73,9 +74,7 @@ _pack_prefix = struct.Struct(">BL").pack
 _unpack_prefix = struct.Struct(">BL").unpack_from
 _PREFIX_SIZE = 5
 
-_CONTENT_TYPE = "application/grpc"
-# Everything printable but "%" may stand in grpc-message as it is. Source: grpc, doc/PROTOCOL-HTTP2.md.
-_MESSAGE_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+CONTENT_TYPE = "application/grpc"
 
 _Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -85,6 +84,8 @@ class Stream:
 
     __slots__ = (
         "closed",
+        "deaf",
+        "ending",
         "half_closed",
         "headers_sent",
         "held",
@@ -112,7 +113,9 @@ class Stream:
         self.queued = 0  # bytes that wait to be sent
         self.send_window = send_window
         self.headers_sent = False
-        self.status: tuple[Code, str] | None = None
+        self.deaf = False  # what still arrives is dropped
+        self.ending = False  # nothing more will be queued; this side ends once the queue is empty
+        self.status: tuple[Code, str] | None = None  # how the call ended: what a server says, what a client heard
         self.outbox: deque[_Buffer] = deque()
         self.inbox: deque[bytes] = deque()
         self.held = 0  # bytes in the inbox, prefixes included
@@ -170,12 +173,15 @@ class _Broken(Exception):
 
 
 class GrpcCore:
-    """State of one connection.
+    """State of one connection, for one side of it to build upon.
 
     receive() never raises for what the peer sent: a broken connection is an Ended event.
     """
 
-    def __init__(self, *, max_message_size: int = MAX_MESSAGE_SIZE) -> None:
+    what = "connection"
+    """Its name in errors."""
+
+    def __init__(self, *, client_side: bool, max_message_size: int = MAX_MESSAGE_SIZE) -> None:
         self.closed = False
         """After close() or Ended: what is queued can still be sent, all else is ignored."""
         self.output_ready = True
@@ -183,12 +189,13 @@ class GrpcCore:
         self._max_message_size = max_message_size
         # h2 would refuse header values with spaces around them, which Go sends: a path may begin with one.
         self._h2 = H2Connection(
-            H2Configuration(client_side=False, validate_inbound_headers=False, normalize_inbound_headers=False)
+            H2Configuration(client_side=client_side, validate_inbound_headers=False, normalize_inbound_headers=False)
         )
         # Given before initiate_connection(), so that they are in force at once and the first frame says so.
         self._h2.local_settings = Settings(
-            client=False,
+            client=client_side,
             initial_values={
+                **({SettingCodes.ENABLE_PUSH: 0} if client_side else {}),
                 SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
                 SettingCodes.MAX_CONCURRENT_STREAMS: MAX_CONCURRENT_STREAMS,
                 SettingCodes.MAX_FRAME_SIZE: MAX_FRAME_SIZE,
@@ -207,8 +214,8 @@ class GrpcCore:
         # Inbound: the preface and whole frames are collected here; a chunk is joined once.
         self._chunks: list[bytes] = []
         self._have = 0
-        self._need = _PREFACE_SIZE
-        self._preface_seen = False
+        self._preface_seen = client_side  # a server sends none
+        self._need = _FRAME_HEADER_SIZE if client_side else _PREFACE_SIZE
         self._in_header_block = False
         self._unacked = 0
         self.buffered = 0
@@ -245,7 +252,7 @@ class GrpcCore:
             return events
         except H2Error as error:
             self._pump()  # h2 has queued the GOAWAY
-            self._end(events, ProtocolError(f"the daemon broke HTTP/2: {_text(error)}"))
+            self._end(events, ProtocolError(f"the daemon broke HTTP/2 on the {self.what}: {_text(error)}"))
             return events
         if rest and not self.closed:
             self._chunks.append(rest)
@@ -307,50 +314,18 @@ class GrpcCore:
             self._h2_event(event, events)
 
     def _h2_event(self, event: H2Event, events: list[Event]) -> None:
+        """What h2 made of a frame; a side adds what concerns it alone."""
         match event:
-            case RequestReceived():
-                self._request(event, events)
             case StreamEnded():
                 if stream := self._streams.get(event.stream_id):
                     self._half_close(stream, events)
-            case StreamReset():
-                if stream := self._streams.get(event.stream_id):
-                    self._forget(stream)
-                    events.append(Aborted(stream))
             case RemoteSettingsChanged():
                 self._settings_changed()
                 if not self._opened:
                     self._opened = True
                     events.append(Opened())
-            case ConnectionTerminated():
-                # Go's client sends it when it closes, which ends the open calls too.
-                text = (event.additional_data or b"")[:200].decode("ascii", "replace")
-                self._end(events, SessionClosed(f"the daemon closed the session{': ' if text else ''}{text}"))
             case _:
                 pass
-
-    def _request(self, event: RequestReceived, events: list[Event]) -> None:
-        pseudo: dict[str, str] = {}
-        metadata: list[tuple[str, str]] = []
-        for name_bytes, value_bytes in event.headers or ():
-            # Names of files may stand in metadata; those that are not UTF-8 come out as os.fsdecode has them.
-            name = bytes(name_bytes).decode("ascii", "replace")
-            value = bytes(value_bytes).decode("utf-8", "surrogateescape")
-            if name.startswith(":"):
-                pseudo[name] = value
-            else:
-                metadata.append((name, value))
-        stream_id = event.stream_id or 0
-        self._highest_id = max(self._highest_id, stream_id)
-        stream = Stream(stream_id, pseudo.get(":path", ""), metadata, self._initial_send_window)
-        self._streams[stream_id] = stream
-        if pseudo.get(":method") != "POST" or not stream.method.startswith("/"):
-            self._reset(stream, ErrorCodes.PROTOCOL_ERROR)
-        elif not _is_grpc(metadata):
-            self._h2.send_headers(stream_id, [(":status", "415")], end_stream=True)
-            self._reset(stream, ErrorCodes.NO_ERROR)
-        else:
-            events.append(Requested(stream))
 
     def _settings_changed(self) -> None:
         settings = self._h2.remote_settings
@@ -406,9 +381,9 @@ class GrpcCore:
         stream.unacked += length
         if stream.unacked > STREAM_WINDOW:
             raise _Broken(ErrorCodes.FLOW_CONTROL_ERROR, f"sent more than the window of stream {stream_id}")
-        if stream.status is None:  # else its handler is done, and only its last messages wait for the window
+        if not stream.deaf:
             if refusal := self._reassemble(stream, payload):
-                self.abort(stream, *refusal)
+                self._refuse(stream, *refusal)
                 events.append(Aborted(stream))
                 return
             if stream.hungry and stream.inbox:
@@ -471,14 +446,14 @@ class GrpcCore:
 
     def _half_close(self, stream: Stream, events: list[Event]) -> None:
         stream.half_closed = True
-        if (stream.parts_size or stream.missing) and stream.status is None:
-            self.abort(stream, Code.INTERNAL, "the call ended in the middle of a message")
+        if (stream.parts_size or stream.missing) and not stream.deaf:
+            self._refuse(stream, Code.INTERNAL, "the call ended in the middle of a message")
             events.append(Aborted(stream))
         elif stream.hungry:
             stream.hungry = False
             events.append(Readable(stream))
 
-    # What handlers take and send.
+    # What is taken and sent.
 
     def take(self, stream: Stream) -> bytes | None:
         """Next message; None when there is none: Readable comes once there is, or at the half-close."""
@@ -496,12 +471,10 @@ class GrpcCore:
 
     def send(self, stream: Stream, messages: Iterable[_Buffer]) -> None:
         """Queue messages; the buffers must not change until they are sent."""
-        if self.closed or stream.closed or stream.status is not None:
+        if self.closed or stream.closed or stream.ending:
             return
         if not stream.headers_sent:
-            stream.headers_sent = True
-            self._h2.send_headers(stream.id, [(":status", "200"), ("content-type", _CONTENT_TYPE)])
-            self._pump()
+            self._send_headers(stream)
         small: list[_Buffer] = []
         outbox = stream.outbox
         queued = 0
@@ -521,24 +494,6 @@ class GrpcCore:
             stream.queued += queued
             self._sending[stream.id] = stream
             self.output_ready = True
-
-    def finish(self, stream: Stream, code: Code, text: str = "") -> None:
-        """End the call with a status, after all that is queued."""
-        if self.closed or stream.closed or stream.status is not None:
-            return
-        stream.status = (code, text)
-        self._drop_inbound(stream)
-        self._credit(stream)
-        if not stream.queued:
-            self._send_status(stream)
-
-    def abort(self, stream: Stream, code: Code, text: str = "") -> None:
-        """End the call with a status now; what is queued is dropped."""
-        if self.closed or stream.closed:
-            return
-        self._drop_outbound(stream)
-        stream.status = (code, text)
-        self._send_status(stream)
 
     def close(self) -> None:
         """Say goodbye; only what is queued as control frames leaves after this."""
@@ -560,8 +515,8 @@ class GrpcCore:
                 sent += self._fill(stream, parts, min(limit - size - sent, _STREAM_QUANTUM))
                 if not stream.queued:
                     del self._sending[stream.id]
-                    if stream.status is not None:
-                        self._send_status(stream)
+                    if stream.ending:
+                        self._end_stream(stream)
                         parts += self._control
                         sent += self._control_size
                         self._control.clear()
@@ -609,26 +564,24 @@ class GrpcCore:
         self._send_window -= budget
         return added
 
-    def _send_status(self, stream: Stream) -> None:
-        code, text = stream.status or (Code.OK, "")
-        headers: list[tuple[str, str]] = []
-        if not stream.headers_sent:  # "trailers-only"
-            headers += [(":status", "200"), ("content-type", _CONTENT_TYPE)]
-        headers.append(("grpc-status", str(int(code))))
-        if text:
-            shown = text[:_MAX_STATUS_TEXT].strip()
-            headers.append(("grpc-message", quote(shown, safe=_MESSAGE_SAFE, errors="replace")))
-        self._h2.send_headers(stream.id, headers, end_stream=True)
-        self._pump()
-        if stream.half_closed:
-            self._forget(stream)
-        else:  # tells the peer that what it still sends is not wanted. RFC 9113, 8.1.
-            self._reset(stream, ErrorCodes.NO_ERROR)
-
     def _reset(self, stream: Stream, code: ErrorCodes) -> None:
         self._h2.reset_stream(stream.id, code)
         self._pump()
         self._forget(stream)
+
+    # What a side does in its own way.
+
+    def _send_headers(self, stream: Stream) -> None:
+        """Headers, before the first message."""
+        raise NotImplementedError
+
+    def _end_stream(self, stream: Stream) -> None:
+        """This side of the call is over, and all that was queued has been sent."""
+        raise NotImplementedError
+
+    def _refuse(self, stream: Stream, code: Code, text: str) -> None:
+        """End the call at once, because of what the peer sent."""
+        raise NotImplementedError
 
     # Housekeeping.
 
@@ -677,7 +630,7 @@ class GrpcCore:
         with contextlib.suppress(H2Error):  # it may have given up by itself
             self._h2.close_connection(broken.code)
         self._pump()
-        self._end(events, ProtocolError(f"the daemon broke the session's protocol: it {broken.text}"))
+        self._end(events, ProtocolError(f"the daemon broke the protocol of the {self.what}: it {broken.text}"))
 
     def _end(self, events: list[Event], failure: BuildKitError) -> None:
         self._close()
@@ -690,10 +643,25 @@ class GrpcCore:
             self._forget(stream)
 
 
-def _is_grpc(metadata: Iterable[tuple[str, str]]) -> bool:
+def headers_of(event_headers: Iterable[tuple[bytes, bytes]] | None) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Pseudo headers, and the others in order. What is not UTF-8 comes out as os.fsdecode has it."""
+    pseudo: dict[str, str] = {}
+    metadata: list[tuple[str, str]] = []
+    for name_bytes, value_bytes in event_headers or ():
+        name = bytes(name_bytes).decode("ascii", "replace")
+        value = bytes(value_bytes).decode("utf-8", "surrogateescape")
+        if name.startswith(":"):
+            pseudo[name] = value
+        else:
+            metadata.append((name, value))
+    return pseudo, metadata
+
+
+def is_grpc(metadata: Iterable[tuple[str, str]]) -> bool:
+    """Whether the content type is that of gRPC."""
     for name, value in metadata:
         if name == "content-type":
-            return value == _CONTENT_TYPE or value.startswith((_CONTENT_TYPE + "+", _CONTENT_TYPE + ";"))
+            return value == CONTENT_TYPE or value.startswith((CONTENT_TYPE + "+", CONTENT_TYPE + ";"))
     return False
 
 

@@ -15,12 +15,12 @@ from buildkit_py.session.grpc_core import (
     Aborted,
     Ended,
     Event,
-    GrpcCore,
     Opened,
     Readable,
     Requested,
     Stream,
 )
+from buildkit_py.session.grpc_server_core import ServerCore
 from buildkit_py.session.tunnel import ByteStream
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -56,7 +56,7 @@ class GrpcServer:
         self.calls: Counter[str] = Counter()
         """Calls begun so far, by method; those of unknown methods are under ""."""
         self._handlers = dict(handlers)
-        self._core = GrpcCore(max_message_size=max_message_size)
+        self._core = ServerCore(max_message_size=max_message_size)
         self._wake = asyncio.Event()
         self._calls: dict[Stream, _Call] = {}
         self._health: set[Stream] = set()
@@ -223,7 +223,7 @@ class GrpcServer:
 class _Call:
     """A Call of a handler."""
 
-    def __init__(self, stream: Stream, server: GrpcServer, core: GrpcCore) -> None:
+    def __init__(self, stream: Stream, server: GrpcServer, core: ServerCore) -> None:
         self.stream = stream
         self.task: asyncio.Task[None] | None = None
         self.over = False

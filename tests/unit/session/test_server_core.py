@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from buildkit_py.errors import ProtocolError, SessionClosed
 from buildkit_py.session import grpc_core
 from buildkit_py.session.attachable import Code
-from buildkit_py.session.grpc_core import Aborted, Ended, Event, GrpcCore, Opened, Readable, Requested, Stream
+from buildkit_py.session.grpc_core import Aborted, Ended, Event, Opened, Readable, Requested, Stream
+from buildkit_py.session.grpc_server_core import ServerCore
 from tests.support.h2peer import frame_message, request_headers
 
 METHOD = "/test.Service/Method"
@@ -55,8 +56,8 @@ def recorded(messages: Iterable[bytes], *, stream_id: int = 1, end: bool = True)
 class Reader:
     """Feeds a core and takes what becomes readable."""
 
-    def __init__(self, core: GrpcCore | None = None) -> None:
-        self.core = core or GrpcCore()
+    def __init__(self, core: ServerCore | None = None) -> None:
+        self.core = core or ServerCore()
         self.events: list[str] = []
         self.messages: list[bytes] = []
         self.streams: list[Stream] = []
