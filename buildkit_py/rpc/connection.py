@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import urllib.parse
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -26,8 +26,11 @@ from buildkit_py.pb import control_pb2, control_pb2_grpc
 from buildkit_py.rpc.address import Address, default_addresses
 from buildkit_py.rpc.status import map_rpc_error
 from buildkit_py.rpc.tls import TLSConfig, TLSMaterial
+from buildkit_py.rpc.transport import open_transport
 
 if TYPE_CHECKING:
+    import ssl
+
     from buildkit_py.pb import content_pb2_grpc, gateway_pb2_grpc
 
 MIN_KEEPALIVE_SECONDS = 300.0
@@ -39,15 +42,50 @@ _MAX_METADATA_BYTES = 4 << 20
 """Details of a failed solve travel as metadata, with the Dockerfile in them."""
 _RETRY_SECONDS = 0.2
 _MAX_SECONDS = 86_400.0
+_LOCAL_AUTHORITY = "localhost"
 
 
 class Connection:
     """An open connection to one daemon, shared by any number of calls. Made by open_connection()."""
 
-    def __init__(self, address: Address, channel: aio.Channel) -> None:
+    def __init__(self, address: Address, channel: aio.Channel, tls: TLSMaterial | None, dial_timeout: float) -> None:
         self.address = address
         self.channel = channel
         self.control = control_pb2_grpc.ControlStub(channel)
+        self._tls = tls
+        self._dial_timeout = dial_timeout
+        self._context: ssl.SSLContext | None = None
+
+    @property
+    def authority(self) -> str:
+        """Name of the daemon, for HTTP/2."""
+        if self._tls is not None and self._tls.server_name is not None:
+            return self._tls.server_name
+        return f"{self.address.host}:{self.address.port}" if self.address.scheme == "tcp" else _LOCAL_AUTHORITY
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``, for HTTP/2."""
+        return "http" if self._tls is None else "https"
+
+    @contextlib.asynccontextmanager
+    async def open_transport(
+        self, protocol: Callable[[], asyncio.Protocol]
+    ) -> AsyncGenerator[asyncio.WriteTransport, None]:
+        """A further connection to the same daemon, for a protocol of the caller's; dropped at the end.
+
+        Raises ConnectFailed with the bare reason.
+        """
+        if self._tls is not None and self._context is None:
+            self._context = await asyncio.to_thread(self._tls.context)
+        async with open_transport(
+            self.address,
+            protocol,
+            timeout=self._dial_timeout,
+            context=self._context,
+            server_name=None if self._tls is None else self._tls.server_name,
+        ) as transport:
+            yield transport
 
     # Few builds need these two, and their messages take their time to load.
 
@@ -149,7 +187,7 @@ async def _dial(
                 target = await _target(stack, address)
                 channel = _channel(target, address, tls, dial_timeout, keepalive)
                 stack.push_async_callback(_close, channel)
-                connection = Connection(address, channel)
+                connection = Connection(address, channel, tls, dial_timeout)
                 await _ready(connection, tls, dial_timeout)
         except TimeoutError:
             # A deadline that gRPC reached itself comes as DeadlineExceeded, which is a TimeoutError too.
@@ -246,7 +284,7 @@ def _channel(
         options.append(("grpc.keepalive_timeout_ms", 20_000))
     else:
         # By default it is the socket's path, escaped, which Go's HTTP/2 server refuses.
-        options.append(("grpc.default_authority", "localhost"))
+        options.append(("grpc.default_authority", _LOCAL_AUTHORITY))
     if tls is None:
         return aio.insecure_channel(target, options=options)
     if tls.server_name is not None:

@@ -63,7 +63,7 @@ _SMALL = 8 << 10
 # Frame types and flags. Source: RFC 9113, section 6.
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _WINDOW_UPDATE, _CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x8, 0x9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
-_FRAME_HEADER_SIZE = 9
+FRAME_HEADER_SIZE = 9
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _PREFACE_SIZE = len(_PREFACE)
 
@@ -215,7 +215,7 @@ class GrpcCore:
         self._chunks: list[bytes] = []
         self._have = 0
         self._preface_seen = client_side  # a server sends none
-        self._need = _FRAME_HEADER_SIZE if client_side else _PREFACE_SIZE
+        self._need = FRAME_HEADER_SIZE if client_side else _PREFACE_SIZE
         self._in_header_block = False
         self._unacked = 0
         self.buffered = 0
@@ -271,22 +271,22 @@ class GrpcCore:
             position = _PREFACE_SIZE
         view = memoryview(data)
         while not self.closed:
-            if size - position < _FRAME_HEADER_SIZE:
-                self._need = _FRAME_HEADER_SIZE
+            if size - position < FRAME_HEADER_SIZE:
+                self._need = FRAME_HEADER_SIZE
                 break
-            high, low, kind, flags, stream_id = _unpack_frame_header(view[position : position + _FRAME_HEADER_SIZE])
+            high, low, kind, flags, stream_id = _unpack_frame_header(view[position : position + FRAME_HEADER_SIZE])
             length = high << 8 | low
             if length > MAX_FRAME_SIZE:
                 raise _Broken(ErrorCodes.FRAME_SIZE_ERROR, f"sent a frame of {length} bytes")
-            end = position + _FRAME_HEADER_SIZE + length
+            end = position + FRAME_HEADER_SIZE + length
             if end > size:
-                self._need = _FRAME_HEADER_SIZE + length
+                self._need = FRAME_HEADER_SIZE + length
                 break
             stream_id &= 0x7FFF_FFFF
             if kind == _DATA and self._opened and not self._in_header_block:
-                self._data_frame(stream_id, flags, view[position + _FRAME_HEADER_SIZE : end], events)
+                self._data_frame(stream_id, flags, view[position + FRAME_HEADER_SIZE : end], events)
             elif kind == _WINDOW_UPDATE and self._opened and not self._in_header_block:
-                self._window_update_frame(stream_id, view[position + _FRAME_HEADER_SIZE : end], events)
+                self._window_update_frame(stream_id, view[position + FRAME_HEADER_SIZE : end], events)
             else:
                 self._other_frame(kind, flags, stream_id, data[position:end], events)
             position = end
@@ -546,7 +546,7 @@ class GrpcCore:
             frame = min(left, self._max_frame_size)
             left -= frame
             parts.append(_pack_frame_header(frame >> 8, frame & 0xFF, _DATA, 0, stream.id))
-            added += _FRAME_HEADER_SIZE + frame
+            added += FRAME_HEADER_SIZE + frame
             while frame:
                 piece = outbox[0]
                 size = len(piece)

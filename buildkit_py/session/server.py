@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from buildkit_py.errors import BuildKitError, DeadlineExceeded, InvalidOption, SessionClosed
 from buildkit_py.session.attachable import Attachable, Handler
 from buildkit_py.session.grpc_server import HEALTH_CHECK, HEALTH_WATCH, GrpcServer
-from buildkit_py.session.tunnel import ByteStream, HasChannel, open_tunnel
+from buildkit_py.session.tunnel import ByteStream, Dialer, open_tunnel
 
 _log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(connection: HasChannel, session: Session) -> AsyncGenerator[Session]:
+async def open_session(connection: Dialer, session: Session) -> AsyncGenerator[Session]:
     """Register a session with a daemon for the time of the body; see Session.serve()."""
     async with open_tunnel(connection, session.metadata()) as stream, session.serve(stream):
         yield session

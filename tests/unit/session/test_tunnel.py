@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_py.errors import BuildKitError, ConnectionLost, ProtocolError, RPCError
+from buildkit_py.errors import BuildKitError, ConnectFailed, ConnectionLost, ProtocolError, RPCError
 from buildkit_py.pb import control_pb2
 from buildkit_py.session.attachable import metadata_values
 from buildkit_py.session.server import Session, open_session
@@ -27,12 +27,25 @@ Behaviour: TypeAlias = Callable[[ServicerContext], Awaitable[None]]
 
 
 @dataclass
-class Channel:
-    channel: grpc.aio.Channel
+class Daemon:
+    """Where the tunnel connects to."""
+
+    path: str
+    authority: str = "localhost"
+    scheme: str = "http"
+
+    @asynccontextmanager
+    async def open_transport(self, protocol: Callable[[], asyncio.Protocol]) -> AsyncIterator[asyncio.WriteTransport]:
+        try:
+            transport, _ = await asyncio.get_running_loop().create_unix_connection(protocol, self.path)
+        except OSError as error:
+            raise ConnectFailed(str(error)) from error
+        yield transport
+        transport.abort()
 
 
 @asynccontextmanager
-async def connected(behaviour: Behaviour) -> AsyncIterator[Channel]:
+async def connected(behaviour: Behaviour) -> AsyncIterator[Daemon]:
     """A connection to a daemon whose Session call behaves like this."""
 
     async def session(_: object, context: ServicerContext) -> None:
@@ -52,8 +65,7 @@ async def connected(behaviour: Behaviour) -> AsyncIterator[Channel]:
         server.add_insecure_port(address)
         await server.start()
         try:
-            async with grpc.aio.insecure_channel(address) as channel:
-                yield Channel(channel)
+            yield Daemon(f"{folder}/s")
         finally:
             await server.stop(None)
 
@@ -127,6 +139,30 @@ async def test_an_error_of_the_call_is_ours(code: grpc.StatusCode, expected: typ
         with pytest.raises(expected, match="go away"):
             async with open_session(connection, Session([])):
                 pytest.fail("entered")
+
+
+async def test_a_daemon_that_cannot_be_reached_any_more_is_a_lost_connection() -> None:
+    with pytest.raises(ConnectionLost, match="cannot connect to the daemon for the session"):
+        async with open_tunnel(Daemon("/nowhere/s"), ()):
+            pytest.fail("entered")
+
+
+async def test_a_connection_that_breaks_wakes_the_reader_and_the_writer() -> None:
+    async def behave(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+
+    with tempfile.TemporaryDirectory(prefix="bk") as folder:
+        async with (
+            await asyncio.start_unix_server(behave, f"{folder}/s"),
+            open_tunnel(Daemon(f"{folder}/s"), ()) as tunnel,
+        ):
+            writing = asyncio.create_task(tunnel.write(bytes(4 << 20)))
+            with pytest.raises(ConnectionLost, match="broke"):
+                await tunnel.read()
+            with pytest.raises(ConnectionLost, match="broke"):
+                await writing
+            await tunnel.done_writing()
 
 
 async def test_cancel_wakes_the_reader_and_the_writer_and_is_no_cancellation_of_theirs() -> None:
