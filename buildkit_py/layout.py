@@ -87,7 +87,7 @@ class LayoutMerger:
     def create(cls, destination: Path | None) -> Self:
         """Stage where publishing to destination takes renames; None is the temporary directory."""
         name = f".buildkit-py-{secrets.token_hex(8)}"
-        if destination is None:
+        if destination is None or is_special(destination):
             return cls(Path(tempfile.gettempdir()) / name, mode=0o700)
         if destination.is_dir():
             return cls(destination / name)  # it may be a mount point of its own
@@ -172,7 +172,7 @@ class LayoutMerger:
         self._check_finished()
         _check_destination(destination, False, ours=None)
         with _writing(destination):
-            if destination.exists() and not destination.is_file():
+            if is_special(destination):
                 with destination.open("wb") as stream:
                     self.write_tar(stream)
             else:
@@ -567,8 +567,28 @@ def _check_destination(destination: Path, directory: bool, ours: Path | None) ->
         raise InvalidOption(f"output {destination}: is a directory, expected the name of a file")
     elif not destination.parent.is_dir():
         raise InvalidOption(f"output {destination}: there is no directory {destination.parent}")
+    elif is_special(destination):
+        if not os.access(destination, os.W_OK):
+            raise InvalidOption(f"output {destination}: cannot be written to")
     else:
-        _check_writable(destination, destination.parent)
+        _check_writable(destination, Path(os.path.realpath(destination)).parent)
+
+
+def check_tree_destination(destination: Path) -> Path:
+    """The directory in which a tree can be staged, to be moved to destination; InvalidOption where none can."""
+    if destination.is_dir():
+        staging = destination
+    elif os.path.lexists(destination):
+        raise InvalidOption(f"output {destination}: is not a directory")
+    else:
+        staging = _existing_parent(destination)
+    _check_writable(destination, staging)
+    return staging
+
+
+def is_special(destination: Path) -> bool:
+    """Whether it is a device or a pipe, which is written to; a rename would put a file in its place."""
+    return destination.exists() and not destination.is_file() and not destination.is_dir()
 
 
 def _renamed(source: Path, target: Path) -> bool:
@@ -585,8 +605,12 @@ def _renamed(source: Path, target: Path) -> bool:
 def _check_writable(destination: Path, directory: Path) -> None:
     if not directory.is_dir():
         raise InvalidOption(f"output {destination}: {directory} is not a directory")
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise InvalidOption(f"output {destination}: {directory} cannot be written to")
+    try:
+        # Permissions alone do not tell: the file system may be read-only, or one of the kernel's own.
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise InvalidOption(f"output {destination}: {directory} cannot be written to: {error.strerror}") from error
 
 
 def _existing_parent(path: Path) -> Path:
@@ -928,6 +952,8 @@ __all__ = [
     "LayoutStream",
     "LayoutWriter",
     "check_destination",
+    "check_tree_destination",
+    "is_special",
     "open_layout",
     "put_entry",
     "remove_unreachable",

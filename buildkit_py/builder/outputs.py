@@ -27,7 +27,7 @@ class ClientOutputs:
     @property
     def exporters(self) -> tuple[ExporterSpec, ...]:
         """What each solve is asked to export, in the order of the outputs."""
-        return tuple(_exporter(spec) for spec in self._plan.outputs)
+        return tuple(_exporter(spec, platforms=bool(self._plan.platforms)) for spec in self._plan.outputs)
 
     async def __aenter__(self) -> Self:
         """Stage every output; InvalidOption for a destination that cannot be written, before any solve."""
@@ -68,11 +68,13 @@ class ClientOutputs:
                 await output.discard()
 
 
-def _exporter(spec: ExporterSpec) -> ExporterSpec:
-    if spec.type != "oci":
-        return spec
-    # Whatever is written in the end, the daemon sends each platform as a stream, to be merged here.
-    return ExporterSpec(type="oci", attrs={key: value for key, value in spec.attrs.items() if key != "tar"})
+def _exporter(spec: ExporterSpec, *, platforms: bool) -> ExporterSpec:
+    """Without what a daemon would do for one of the platforms alone, and is done here for all of them.
+
+    A layout is merged of streams, files go into directories by platform, and what is not exported is deleted once.
+    """
+    ours = {"oci": ["tar"], "local": ["mode", *(["platform-split"] if platforms else [])]}.get(spec.type, ())
+    return ExporterSpec(type=spec.type, attrs={key: value for key, value in spec.attrs.items() if key not in ours})
 
 
 def _open(spec: ExporterSpec, plan: Plan) -> Output | None:

@@ -54,6 +54,13 @@ class _Subparsers(Protocol):
     ) -> argparse.ArgumentParser: ...
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else here does; the whole usage is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help shows what it takes\n")
+
+
 class _CommandModule(Protocol):
     def configure(self, name: str, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -119,7 +126,7 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _C
     group.add_argument("--tlsdir", metavar="DIR", help="directory with ca.pem, cert.pem and key.pem")
     group.add_argument("--tlsservername", metavar="NAME", help="name that the daemon's certificate must have")
     group.add_argument("--debug", action="store_true", help="print tracebacks")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="buildkit-py",
         description="Native client of BuildKit.",
         parents=[shared],

@@ -36,6 +36,8 @@ _EXIT_CODE = re.compile(r"did not complete successfully: exit code: (\d{1,10})")
 _DENIED = re.compile(r'source "([^"]+)" (?:not allowed by policy: action|denied by policy)')
 _UNKNOWN_EXIT_CODE = 255
 _UNKNOWN = 2  # the code of a status without one
+# What every hop between two processes puts before an error of this side, such as a disk that is full.
+_HOP = re.compile(r"rpc error: code = Unknown desc = ")
 _MAX_SOURCES = 64
 _MAX_LINE = 2**31 - 1
 
@@ -95,10 +97,11 @@ def solve_error(error: RPCError, *, ref: str = "", platform: str = "") -> SolveE
                 reasons += [_text(entry, "message") for entry in _objects(document, "denyMessages")]
             case _:
                 pass
-    denied = _DENIED.search(error.message)
+    message = _HOP.sub("", error.message)
+    denied = _DENIED.search(message)
     failed = (SourceDenied if denied or reasons else SolveError)(
         error.code,
-        f"{error.message}: {'; '.join(reasons)}" if reasons else error.message,
+        f"{message}: {'; '.join(reasons)}" if reasons else message,
         error.details,
         ref=ref,
         platform=platform,

@@ -25,7 +25,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from buildkit_py.session import filesend, filesync
-from buildkit_py.session.filesend import DirectoryTarget, FileSend, FileTarget
+from buildkit_py.session.directory import DirectoryTarget
+from buildkit_py.session.filesend import FileSend, FileTarget
 from buildkit_py.session.filesync import FileSync, LocalDir
 from buildkit_py.session.fsutil import (
     END_OF_LISTING,

@@ -78,6 +78,12 @@ def test_unavailable_with_details_is_the_daemons_word_and_no_lost_connection() -
     assert isinstance(map_solve_error(call), SolveError)
 
 
+def test_an_error_that_came_back_from_this_side_reads_as_it_was_sent() -> None:
+    """An export that cannot be written fails in our handler; the daemon wraps what that said."""
+    error = solve_error(RPCError("UNKNOWN", "rpc error: code = Unknown desc = cannot write '/x': No space left"))
+    assert str(error) == "cannot write '/x': No space left"
+
+
 def test_a_lost_connection_is_not_a_failed_solve() -> None:
     assert type(map_solve_error(failed(grpc.StatusCode.UNAVAILABLE, "Socket closed"))) is ConnectionLost
 

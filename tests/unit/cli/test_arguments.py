@@ -79,11 +79,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_words_that_no_command_takes(words: list[str], needle: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """argparse's line after the usage, nothing on stdout, exit code 2. Options are not guessed from their beginning."""
+    """One line, nothing on stdout, exit code 2. Options are not guessed from their beginning."""
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert needle in err.splitlines()[-1]
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert needle in line
+    assert line.endswith(" --help shows what it takes")
 
 
 @pytest.mark.parametrize(

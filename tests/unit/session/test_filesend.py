@@ -14,13 +14,11 @@ from pathlib import Path
 import pytest
 
 from buildkit_py.errors import InvalidOption, PeerError, ProtocolError, SessionClosed
-from buildkit_py.session import filesend
+from buildkit_py.session import directory, filesend
 from buildkit_py.session.attachable import CallError, Code
+from buildkit_py.session.directory import DirectoryTarget, DirectoryWriter, ExportError
 from buildkit_py.session.filesend import (
     DIFF_COPY,
-    DirectoryTarget,
-    DirectoryWriter,
-    ExportError,
     FileSend,
     FileTarget,
     StreamSink,
@@ -338,12 +336,12 @@ async def test_what_was_there_is_replaced_or_kept(tmp_path: Path) -> None:
 
 async def test_many_files_are_asked_for_a_few_at_a_time(tmp_path: Path) -> None:
     """A daemon that lists a million files and opens all of them does not use up our descriptors."""
-    count = filesend.MAX_OPEN_REQUESTS * 2 + 10
+    count = directory.MAX_OPEN_REQUESTS * 2 + 10
     serving, peer = begin({0: DirectoryTarget(tmp_path)})
     await peer.send(*(file(b"f%06d" % number).encode() for number in range(count)), END_OF_LISTING)
     asked = 0
     while asked < count:
-        batch = min(filesend.MAX_OPEN_REQUESTS, count - asked)
+        batch = min(directory.MAX_OPEN_REQUESTS, count - asked)
         ids = [decode_packet(await peer.receive() or b"").id for _ in range(batch)]
         asked += batch
         assert peer._incoming.size == 0
