@@ -37,7 +37,9 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="REF", help="reference, or layout:DIR[:TAG]")
     parser.add_argument("--raw", action="store_true", help="print the bytes as they are stored")
-    parser.add_argument("--format", metavar="TEMPLATE", help="json, or text with {{.Name}}, {{json .Manifest}}, ...")
+    parser.add_argument(
+        "--format", metavar="TEMPLATE", help="json, or a template like {{json .Manifest}} or {{.Manifest.Digest}}"
+    )
 
 
 def _create_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +121,8 @@ async def _inspect(registry: Registry, args: argparse.Namespace) -> int:
     elif template is None:
         print(imagetools.describe(found), end="")
     else:
-        print(template.fill(found))
+        text = template.fill(found)
+        print(text, end="" if text.endswith("\n") else "\n")
     return 0
 
 
