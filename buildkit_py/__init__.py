@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from buildkit_py.builder.build import build
+    from buildkit_py.builder.graph import GraphRequest
     from buildkit_py.builder.request import BuildRequest
     from buildkit_py.builder.result import BuildResult, PlatformResult
     from buildkit_py.client import Client, SolveRequest, SolveResult, connect
@@ -26,6 +27,7 @@ __all__ = [
     "Client",
     "build",
     "BuildRequest",
+    "GraphRequest",
     "BuildResult",
     "PlatformResult",
     "run",
@@ -52,7 +54,7 @@ __all__ = [
 
 # Loaded at their first use: a command imports this package on its way to the few modules that it needs.
 _HOMES = {
-    "builder": ("build", "BuildRequest", "BuildResult", "PlatformResult"),
+    "builder": ("build", "BuildRequest", "GraphRequest", "BuildResult", "PlatformResult"),
     "client": ("connect", "Client", "SolveRequest", "SolveResult"),
     "digest": ("Digest",),
     "options": ("CacheSpec", "ExporterSpec", "SecretSpec", "SSHSpec"),

@@ -36,6 +36,7 @@ from buildkit_py.session.policy import CHECK_POLICY
 from buildkit_py.session.server import Session, open_session
 
 if TYPE_CHECKING:
+    from buildkit_py.llb.definition import Definition
     from buildkit_py.oci import Descriptor
     from buildkit_py.records import DaemonInfo, UsageRecord, Worker
 
@@ -69,8 +70,11 @@ class SolveRequest:
     frontend: str = ""
     """``dockerfile.v0`` or ``gateway.v0``; empty when there is a definition."""
     frontend_attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    definition: bytes | None = None
-    """A serialised ``pb.Definition``."""
+    definition: Definition | bytes | None = None
+    """A graph, or a serialised ``pb.Definition``."""
+    result_metadata: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    """What the result of a definition says of itself, such as ``containerimage.config``; a frontend says it of its
+    own."""
     frontend_inputs: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     exporters: Sequence[ExporterSpec] = ()
     cache_imports: Sequence[CacheSpec] = ()
@@ -86,6 +90,8 @@ class SolveRequest:
         """Raise InvalidOption for what no daemon could solve."""
         if bool(self.frontend) == (self.definition is not None):
             raise InvalidOption("a solve needs exactly one of a frontend and a definition")
+        if self.result_metadata and self.definition is None:
+            raise InvalidOption("result_metadata: needs a definition; a frontend says it itself")
         if not self.ref:
             raise InvalidOption("ref: must not be empty")
 
@@ -115,7 +121,8 @@ class SolveRequest:
             Exporters=[control_pb2.Exporter(Type=spec.type, Attrs=dict(spec.attrs)) for spec in self.exporters],
         )
         if self.definition is not None:
-            message.Definition.CopyFrom(_definition(self.definition))
+            data = self.definition if isinstance(self.definition, bytes) else self.definition.to_bytes()
+            message.Definition.CopyFrom(_definition(data))
         if self.exporters:
             # Daemons before v0.13 know these two fields only.
             message.ExporterDeprecated = self.exporters[0].type
@@ -255,13 +262,15 @@ class Client:
 
     async def solve(
         self,
-        request: SolveRequest,
+        request: SolveRequest | Definition,
         *,
         session: Session | None = None,
         attachables: Sequence[Attachable] = (),
         on_status: StatusHandler | None = None,
     ) -> SolveResult:
         """Run one solve to its end on an open session, or on one of its own that serves attachables.
+
+        A definition is solved for itself, with nothing exported.
 
         Raises SolveError when it fails, SessionClosed when the session ends before it, ConnectionLost when
         the daemon goes away. Cancelling the call cancels the solve on the daemon. There is no deadline:
@@ -271,6 +280,8 @@ class Client:
         with UnsupportedByDaemon. Caches of type local are directories of this machine; on a session that is
         open already they are those that LocalCaches made of them, and serving and publishing them is the caller's.
         """
+        if not isinstance(request, SolveRequest):
+            request = SolveRequest(definition=request)
         request.check()
         if session is not None:
             return await self._checked_solve(request, session, on_status)
@@ -314,7 +325,17 @@ class Client:
                 f"the daemon at {self.address} cannot ask a source policy (BuildKit v0.26 or newer can): "
                 "the build would run without it"
             )
-        return await self._solve(request, request.to_pb(session), session, on_status)
+        message = request.to_pb(session)
+        if not request.result_metadata:
+            return await self._solve(request, message, session, on_status)
+        from buildkit_py.rpc import gateway
+
+        inner = gateway.as_gateway(message)
+
+        async def answer() -> None:
+            await gateway.answer(self._connection, request.ref, inner, request.result_metadata)
+
+        return await self._solve(request, message, session, on_status, frontend=answer)
 
     async def call_frontend(
         self,
@@ -363,15 +384,16 @@ class Client:
         with _sole_error():
             async with asyncio.TaskGroup() as tasks:
                 solving = tasks.create_task(self._outcome(message))
-                acting = [] if frontend is None else [tasks.create_task(_acting(frontend))]
+                acting = [] if frontend is None else [tasks.create_task(_failure(frontend))]
                 silence = _Silence()
                 watching = tasks.create_task(self._watch(request.ref, fold, silence))
                 dying = tasks.create_task(session.closed.wait())
-                await asyncio.wait((solving, dying), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((solving, dying, *acting), return_when=asyncio.FIRST_COMPLETED)
                 if not solving.done():
                     await asyncio.wait((solving,), timeout=_SESSION_GRACE_SECONDS)
                 seconds = time.monotonic() - started
-                outcome = solving.result() if solving.done() else _session_failure(session)
+                answered = [task for task in (solving, *acting) if task.done()]
+                outcome = answered[0].result() if answered else _session_failure(session)
                 failed = isinstance(outcome, BuildKitError)
                 await _drain(watching, silence, _FAILED_DRAIN_SECONDS if failed else STATUS_DRAIN_SECONDS)
                 for task in (solving, watching, dying, *acting):
@@ -418,13 +440,15 @@ class Client:
         return failed
 
 
-async def _acting(frontend: Callable[[], Awaitable[None]]) -> None:
+async def _failure(frontend: Callable[[], Awaitable[None]]) -> BuildKitError:
+    """Play the frontend; the error if it fails, of which the solve then knows or not. It never returns otherwise."""
     try:
-        with rpc.mapped("call the frontend"):
+        with rpc.mapped("answer as the frontend"):
             await frontend()
-    except (RPCError, ConnectionLost):
-        # The solve ends with the same error, or with the one that caused this.
-        return
+    except (RPCError, ConnectionLost) as error:
+        return error
+    never: asyncio.Future[BuildKitError] = asyncio.get_running_loop().create_future()
+    return await never
 
 
 class _Silence:

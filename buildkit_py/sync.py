@@ -15,17 +15,20 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from buildkit_py import builder
 from buildkit_py import client as aio
-from buildkit_py.builder import BuildRequest, BuildResult, StatusCallback
+from buildkit_py.builder import BuildRequest, BuildResult, GraphRequest, StatusCallback
 from buildkit_py.client import SolveRequest, SolveResult, StatusHandler
 from buildkit_py.progress import StatusUpdate
 from buildkit_py.records import DaemonInfo, UsageRecord, Worker
 from buildkit_py.registry import CredentialStore, RegistryConfig
 from buildkit_py.rpc import TLSConfig
 from buildkit_py.session.attachable import Attachable
+
+if TYPE_CHECKING:
+    from buildkit_py.llb.definition import Definition
 
 _T = TypeVar("_T")
 
@@ -82,7 +85,7 @@ class Client:
 
     def solve(
         self,
-        request: SolveRequest,
+        request: SolveRequest | Definition,
         *,
         attachables: Sequence[Attachable] = (),
         on_status: StatusHandler | None = None,
@@ -92,13 +95,13 @@ class Client:
 
     def build(
         self,
-        request: BuildRequest,
+        request: BuildRequest | GraphRequest,
         *,
         credentials: CredentialStore | None = None,
         registry_config: RegistryConfig | None = None,
         on_status: StatusCallback | None = None,
     ) -> BuildResult:
-        """Build a Dockerfile for one platform or many; see :func:`buildkit_py.build`."""
+        """Build a Dockerfile or a graph for one platform or many; see :func:`buildkit_py.build`."""
         return self._loop.call(
             builder.build(
                 self._client,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from buildkit_py.builder.build import StatusCallback, build
+from buildkit_py.builder.graph import GraphRequest
 from buildkit_py.builder.request import BuildRequest
 from buildkit_py.builder.result import BuildResult, PlatformResult
 
-__all__ = ["BuildRequest", "BuildResult", "PlatformResult", "StatusCallback", "build"]
+__all__ = ["BuildRequest", "BuildResult", "GraphRequest", "PlatformResult", "StatusCallback", "build"]

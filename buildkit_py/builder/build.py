@@ -6,18 +6,26 @@ import asyncio
 import importlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from buildkit_py.builder.graph import GraphRequest, plan_graph
 from buildkit_py.builder.identity import node_id
 from buildkit_py.builder.outputs import ClientOutputs
 from buildkit_py.builder.request import BuildRequest, Plan, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
 from buildkit_py.client import Client, SolveRequest, SolveResult
-from buildkit_py.errors import BuildErrors, BuildKitError, ConnectionLost, ProtocolError, SolveError, leaves
+from buildkit_py.errors import (
+    BuildErrors,
+    BuildKitError,
+    ConnectionLost,
+    InvalidPlatform,
+    ProtocolError,
+    SolveError,
+    leaves,
+)
 from buildkit_py.options import ExporterSpec
 from buildkit_py.platforms import Platform
 from buildkit_py.progress import StatusUpdate
@@ -35,8 +43,6 @@ if TYPE_CHECKING:
 StatusCallback: TypeAlias = Callable[[str, StatusUpdate], None]
 """Gets (platform, update) on the event loop; must not block. The platform is "" where none was asked for."""
 
-_IMAGE_EXPORTERS = frozenset({"image", "oci", "docker"})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Solved:
@@ -51,20 +57,20 @@ class _Solved:
 
 async def build(
     client: Client,
-    request: BuildRequest,
+    request: BuildRequest | GraphRequest,
     *,
     credentials: CredentialStore | None = None,
     registry_config: RegistryConfig | None = None,
     on_status: StatusCallback | None = None,
 ) -> BuildResult:
-    """Build a Dockerfile for every platform of the request, one solve each, and publish what was asked for.
+    """Build a Dockerfile or a graph for every platform of the request, one solve each, and publish what was asked for.
 
     Bad input raises InvalidOption, InvalidPlatform or InvalidReference before any work. A platform that fails
     cancels the others; its SolveError is raised, or BuildErrors when several failed by themselves. Nothing is
     published then: no tag is moved and no file of an earlier build is touched. Cancelling does the same.
     credentials defaults to those of docker and Podman, registry_config to the settings of this machine.
     """
-    checked = plan(request)
+    checked = plan(request) if isinstance(request, BuildRequest) else await _plan_graph(client, request)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         # One store for the daemon's questions and for our own: it asks a helper once, and one at a time.
@@ -83,6 +89,17 @@ async def build(
         seconds=ended - started,
         publish_seconds=ended - max(entry.ended for entry in solved),
     )
+
+
+async def _plan_graph(client: Client, request: GraphRequest) -> Plan:
+    own: Platform | None = None
+    if not request.platforms:
+        workers = await client.workers()
+        if not (workers and workers[0].platforms):
+            raise InvalidPlatform("platforms: none is given, and the daemon does not say what its own is")
+        own = workers[0].platforms[0]
+    # Graphs may be large, and are made by code of the caller that may wait for something.
+    return await asyncio.to_thread(plan_graph, request, own)
 
 
 class _DockerCredentials:
@@ -198,9 +215,8 @@ class _Run:
                 frontend=work.frontend,
                 frontend_attrs=work.attrs,
                 definition=work.definition,
-                exporters=[
-                    _with_attrs(spec, work.image_attrs) for spec in (*self._push_exporter(), *self._outputs.exporters)
-                ],
+                result_metadata=work.metadata,
+                exporters=[*self._push_exporter(), *self._outputs.exporters],
                 cache_imports=self._plan.request.cache_from,
                 cache_exports=self._plan.request.cache_to,
                 entitlements=self._plan.request.allow,
@@ -285,13 +301,6 @@ class _Run:
             cached=entry.result.cached,
             total=entry.result.total,
         )
-
-
-def _with_attrs(spec: ExporterSpec, image_attrs: Mapping[str, str]) -> ExporterSpec:
-    """The exporter with what an image must be told; its own attributes go first."""
-    if not image_attrs or spec.type not in _IMAGE_EXPORTERS:
-        return spec
-    return replace(spec, attrs=MappingProxyType({**image_attrs, **spec.attrs}))
 
 
 def _joined(group: BaseExceptionGroup[BaseException]) -> BaseException:

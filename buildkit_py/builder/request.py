@@ -78,8 +78,8 @@ class Work:
     attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Attributes of the frontend; attestations are asked for here too where there is none."""
     definition: bytes | None = None
-    image_attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Attributes of every exporter that makes an image."""
+    metadata: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    """What the result of a definition says of itself: platform, and how a container of the image starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +226,7 @@ def _sources(request: BuildRequest) -> tuple[dict[str, str], dict[str, Path]]:
         attrs["context"] = context
         attrs["filename"] = os.fspath(request.dockerfile) if request.dockerfile else "Dockerfile"
     else:
-        root = _directory(context, "context")
+        root = checked_directory(context, "context")
         directories["context"] = root
         path = Path(request.dockerfile) if request.dockerfile else _default_dockerfile(root)
         directories["dockerfile"] = _checked_dockerfile(path).parent
@@ -241,7 +241,7 @@ def _sources(request: BuildRequest) -> tuple[dict[str, str], dict[str, Path]]:
             raise InvalidOption(f"build context {name}: unknown scheme in {value!r}")
         else:
             local = f"named-{key}" if key in {"context", "dockerfile"} else key
-            directories[local] = _directory(value, f"build context {name}")
+            directories[local] = checked_directory(value, f"build context {name}")
             attrs[f"context:{key}"] = f"local:{local}"
     return attrs, directories
 
@@ -257,7 +257,7 @@ def _context_name(name: str) -> str:
     return reference.familiar.removesuffix(":latest")
 
 
-def _directory(text: str, option: str) -> Path:
+def checked_directory(text: str, option: str) -> Path:
     path = Path(text)
     try:
         resolved = path.resolve(strict=True)

@@ -12,8 +12,10 @@ Nothing here talks to a daemon, and nothing is built until a definition is solve
 
 from buildkit_py.llb.capture import capture_source
 from buildkit_py.llb.compare import Comparison, FieldChange, VertexChange, compare
+from buildkit_py.llb.config import ImageConfig
 from buildkit_py.llb.definition import Definition, Input, Vertex
 from buildkit_py.llb.dump import dump, dump_json
+from buildkit_py.llb.emit import PlatformDefinition, emit, marshal_platforms, parse_definitions
 from buildkit_py.llb.fileop import Chain, Copy, Mkdir, Mkfile, Rm, Symlink
 from buildkit_py.llb.graph import Format, graph
 from buildkit_py.llb.loading import load
@@ -77,6 +79,12 @@ __all__ = [
     "Definition",
     "Vertex",
     "Input",
+    # definitions for several platforms
+    "ImageConfig",
+    "PlatformDefinition",
+    "marshal_platforms",
+    "emit",
+    "parse_definitions",
     # looking at them
     "dump",
     "dump_json",

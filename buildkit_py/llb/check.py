@@ -90,6 +90,15 @@ def pairs(name: str, values: object) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+def variables(name: str, values: object) -> tuple[tuple[str, str], ...]:
+    """Names and values that an environment can hold."""
+    items = pairs(name, values)
+    for key, value in items:
+        if "=" in key or "\0" in key or "\0" in value:
+            raise fail(name, key, "names without '=', and no NUL in names or values")
+    return items
+
+
 def pair(name: str, value: object, expected: str) -> tuple[object, object]:
     """Two values."""
     given = value

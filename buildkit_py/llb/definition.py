@@ -29,6 +29,7 @@ from buildkit_py.pb import ops_pb2
 from buildkit_py.platforms import Platform
 
 _M = TypeVar("_M", bound=Message)
+_LOCAL = "local://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,39 @@ class Definition:
                 yield digest
             stack.pop()
 
+    @cached_property
+    def platform(self) -> Platform | None:
+        """What the result is for, as its vertex says, or the nearest one that it is a change of; None if none does."""
+        head = self.head
+        while head is not None:
+            op = self.op(head.digest)
+            if op.HasField("platform"):
+                return Platform.from_pb(op.platform).normalized()
+            position = _base_input(op)
+            given = op.inputs[position] if 0 <= position < len(op.inputs) else None
+            head = None if given is None else Input(given.digest, given.index)
+        return None
+
+    @cached_property
+    def local_names(self) -> tuple[str, ...]:
+        """Names of the client's directories that the result needs, in the order of their vertexes.
+
+        Those that a vertex wants from one session, which it names, are left out.
+        """
+        ops = [self.op(digest) for digest in self.walk()]
+        sources = [op.source for op in ops if op.source.identifier.startswith(_LOCAL)]
+        return tuple(dict.fromkeys([s.identifier[len(_LOCAL) :] for s in sources if "local.session" not in s.attrs]))
+
+    def without_cache(self) -> Definition:
+        """The same graph, of which every vertex is run even where its result is in the cache."""
+        if not self._blobs:
+            return self
+        message = self.to_pb()
+        for digest in self._digests[:-1]:
+            message.metadata[digest].ignore_cache = True
+        message.metadata[self.terminal].caps["meta.ignorecache"] = True
+        return Definition.parse(message.SerializeToString(deterministic=True))
+
     def __eq__(self, other: object) -> bool:
         return self._data == other._data if isinstance(other, Definition) else NotImplemented
 
@@ -318,6 +352,21 @@ def _entry(said: ops_pb2.OpMetadata) -> Entry:
         ),
     )
     return entry(metadata if said.ByteSize() else NO_METADATA, said.caps)
+
+
+def _base_input(op: ops_pb2.Op) -> int:
+    """Which input the result of an op is a change of; -1 for none."""
+    match kind_of(op):
+        case "file":
+            return op.file.actions[0].input if op.file.actions else -1
+        case "merge":
+            return op.merge.inputs[0].input if op.merge.inputs else -1
+        case "diff":
+            return op.diff.lower.input
+        case "passthrough":
+            return op.passthrough.outputs[0] if op.passthrough.outputs else -1
+        case _:
+            return -1
 
 
 def _range(part: ops_pb2.Range) -> Range:

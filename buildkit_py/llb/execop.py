@@ -11,7 +11,8 @@ from buildkit_py.llb.ops import EXEC, Call, Op, Output
 from buildkit_py.llb.vertex import NO_SETTINGS, Entry, Settings, entry
 from buildkit_py.platforms import Platform
 
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What daemons give processes that have none of their own."""
 _SETS_DEFAULT_PATH = "exec.meta.setsdefaultpath"
 
 
@@ -160,7 +161,7 @@ class ExecOp(Op):
         env = self._env()
         needs_path = call.daemon_caps is not None and _SETS_DEFAULT_PATH not in call.daemon_caps
         if needs_path and "PATH" not in dict(env) and not (call.platform and call.platform.os == "windows"):
-            env = (*env, ("PATH", _DEFAULT_PATH))
+            env = (*env, ("PATH", DEFAULT_PATH))
         return self._encode(env, mapping)
 
     def _env(self) -> tuple[tuple[str, str], ...]:

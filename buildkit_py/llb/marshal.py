@@ -60,7 +60,7 @@ def marshal(
     effective = given if defaults is None else defaults.merged(given)
     if state.output is None:
         return Definition.empty()
-    call = Call(effective.platform, unique_id or _random_id(), daemon_caps)
+    call = Call(effective.platform, unique_id or random_id(), daemon_caps)
     return _Writer(call, effective, given, check.boolean("source_map", source_map)).write(state.output)
 
 
@@ -297,5 +297,6 @@ def encode_platform(platform: Platform) -> bytes:
     )
 
 
-def _random_id() -> str:
+def random_id() -> str:
+    """What tells the local directories of one build from those of others."""
     return "".join([secrets.choice(_ID_ALPHABET) for _ in range(_ID_SIZE)])

@@ -97,7 +97,7 @@ class State(StateBase):
 
     def with_env(self, variables: Mapping[str, str] | Iterable[tuple[str, str]]) -> State:
         """Set variables, in order; one that is set again moves to the end."""
-        return self._with(env=_set_env(self.values.env, _variables("variables", variables)))
+        return self._with(env=_set_env(self.values.env, check.variables("variables", variables)))
 
     def without_env(self, *names: str) -> State:
         """Unset variables."""
@@ -221,7 +221,7 @@ class State(StateBase):
         named_devices = [Device(item) if isinstance(item, str) else item for item in check.several("devices", devices)]
         process = Process(
             args=_command(command),
-            env=_set_env(values.env, _variables("env", env)),
+            env=_set_env(values.env, check.variables("env", env)),
             cwd=values.cwd if cwd is None else change_dir(values.cwd, check.text("cwd", cwd)),
             user=values.user if user is None else check.text("user", user),
             hostname=values.hostname if hostname is None else check.text("hostname", hostname),
@@ -457,14 +457,6 @@ def _command(command: object) -> tuple[str, ...]:
         if "\0" in arg:
             raise check.fail("command", arg, "words without NUL")
     return args
-
-
-def _variables(name: str, variables: object) -> tuple[tuple[str, str], ...]:
-    pairs = check.pairs(name, variables)
-    for key, value in pairs:
-        if "=" in key or "\0" in key or "\0" in value:
-            raise check.fail(name, key, "names without '=', and no NUL in names or values")
-    return pairs
 
 
 def _set_env(env: tuple[tuple[str, str], ...], variables: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

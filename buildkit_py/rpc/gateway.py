@@ -1,10 +1,10 @@
-"""Be the frontend of a solve: run another frontend for it, read what that says, and hand its result back."""
+"""Be the frontend of a solve: run another frontend or a graph for it, and hand the result back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING
 
 import grpc
@@ -22,14 +22,22 @@ _RETRY_SECONDS = 0.1
 
 
 def as_gateway(message: control_pb2.SolveRequest) -> gateway_pb2.SolveRequest:
-    """Take the frontend out of a solve, which then waits for forward(), and say what it was."""
+    """Take what is to be solved out of a request, which then waits for forward() or answer(), and say what it was."""
     inner = gateway_pb2.SolveRequest(
         Frontend=message.Frontend,
-        FrontendOpt=message.FrontendAttrs,
         FrontendInputs=message.FrontendInputs,
         allowResultReturn=True,
         allowResultArrayRef=True,
     )
+    if message.HasField("Definition"):
+        inner.Definition.CopyFrom(message.Definition)
+        # A frontend imports caches by itself; a graph that is solved for one is given them by it.
+        inner.CacheImports.extend(
+            [gateway_pb2.CacheOptionsEntry(Type=entry.Type, Attrs=entry.Attrs) for entry in message.Cache.Imports]
+        )
+        message.ClearField("Definition")
+    else:
+        inner.FrontendOpt.update(message.FrontendAttrs)
     message.Frontend = ""
     return inner
 
@@ -43,17 +51,38 @@ async def forward(
     When the solve has ended well, found is complete, though this may not have returned yet.
     Source: buildkit, client/build.go.
     """
-    metadata = ((_BUILD_ID, ref),)
-    await _known(connection, metadata)
+    found.update((await _inner(connection, ref, inner)).metadata)
+    await _return(connection, ref, gateway_pb2.ReturnRequest(result=gateway_pb2.Result()))
+
+
+async def answer(
+    connection: Connection, ref: str, inner: gateway_pb2.SolveRequest, metadata: Mapping[str, bytes]
+) -> None:
+    """Solve a definition for the solve ref, which is running or about to, and say of its result what metadata has.
+
+    Raises grpc.RpcError where the daemon refuses the definition, and the solve ends with the same. A vertex that
+    fails ends the solve alone, as the daemon builds nothing before it has the answer.
+    """
+    result = await _inner(connection, ref, inner)
+    result.metadata.update(metadata)
+    await _return(connection, ref, gateway_pb2.ReturnRequest(result=result))
+
+
+async def _inner(connection: Connection, ref: str, inner: gateway_pb2.SolveRequest) -> gateway_pb2.Result:
+    """What the daemon makes of the inner solve; where that fails the outer one is told so."""
+    await _known(connection, ((_BUILD_ID, ref),))
     try:
-        reply = await connection.gateway.Solve(inner, metadata=metadata)
+        reply = await connection.gateway.Solve(inner, metadata=((_BUILD_ID, ref),))
     except grpc.RpcError as error:
         # Without an answer the solve would wait for ever; one that has failed by itself takes none.
         with contextlib.suppress(grpc.RpcError):
-            await connection.gateway.Return(gateway_pb2.ReturnRequest(error=status_of(error)), metadata=metadata)
+            await _return(connection, ref, gateway_pb2.ReturnRequest(error=status_of(error)))
         raise
-    found.update(reply.result.metadata)
-    await connection.gateway.Return(gateway_pb2.ReturnRequest(result=gateway_pb2.Result()), metadata=metadata)
+    return reply.result
+
+
+async def _return(connection: Connection, ref: str, answer: gateway_pb2.ReturnRequest) -> None:
+    await connection.gateway.Return(answer, metadata=((_BUILD_ID, ref),))
 
 
 async def _known(connection: Connection, metadata: tuple[tuple[str, str], ...]) -> None:

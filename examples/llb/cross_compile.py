@@ -1,6 +1,7 @@
 """A cross-compiled program: the compiler runs on the daemon's own platform, the result is for another one.
 
-Run: python examples/llb/cross_compile.py linux/arm/v7 | buildkit-py llb dump -
+Run: python examples/llb/cross_compile.py linux/amd64 linux/arm/v7 | \\
+         buildkit-py solve --local context=examples/hello-arch -t localhost:5000/hello --push
 
 What to look at: one state is fixed to the builder's platform, so that no emulator runs a compiler; the source is a
 directory of the client, mounted and not copied; and the final image is for the platform of the marshal call.
@@ -9,7 +10,6 @@ directory of the client, mounted and not copied; and the final image is for the 
 from __future__ import annotations
 
 import argparse
-import sys
 
 from buildkit_py import llb
 from buildkit_py.platforms import Platform
@@ -47,26 +47,23 @@ def program(target: Platform, builder: str, golang: str) -> llb.State:
 
 
 def build(
-    platform: str, builder: str = "linux/amd64", golang: str = "golang:alpine", base: str = "alpine"
+    platform: Platform, builder: str = "linux/amd64", golang: str = "golang:alpine", base: str = "alpine"
 ) -> llb.State:
     """The image for one platform, compiled on another; "context" is a directory with a Go program."""
-    target = Platform.parse(platform).normalized()
-    return llb.image(base).copy(program(target, builder, golang), "/hello", "/usr/local/bin/hello", mode=0o755)
+    return llb.image(base).copy(program(platform, builder, golang), "/hello", "/usr/local/bin/hello", mode=0o755)
 
 
-# What the image runs; the solve that builds it takes it.
-CONFIG = {"Cmd": ["/usr/local/bin/hello"]}
+CONFIG = llb.ImageConfig(cmd=["/usr/local/bin/hello"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the definition of a cross-compiled image.")
-    parser.add_argument("platform", nargs="?", default="linux/arm64")
+    parser = argparse.ArgumentParser(description="Write the definitions of a cross-compiled image.")
+    parser.add_argument("platforms", nargs="*", default=["linux/arm64"])
     parser.add_argument("--builder", default="linux/amd64", help="platform that the compiler runs on")
     parser.add_argument("--golang", default="golang:alpine", help="image with the compiler")
     parser.add_argument("--base", default="alpine", help="image to put the program into")
     args = parser.parse_args()
-    state = build(args.platform, args.builder, args.golang, args.base)
-    sys.stdout.buffer.write(llb.marshal(state, platform=args.platform).to_bytes())
+    llb.emit(lambda platform: build(platform, args.builder, args.golang, args.base), args.platforms, config=CONFIG)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tools as independent layers: each is installed beside the others, and all are laid over the base.
 
-Run: python examples/llb/merge_diff.py linux/arm64 | buildkit-py llb graph --format svg - > graph.svg
+Run: python examples/llb/merge_diff.py linux/arm64 | buildkit-py llb graph --format svg > graph.svg
+     python examples/llb/merge_diff.py linux/amd64 linux/arm64 | buildkit-py solve -t localhost:5000/tools --push
 
 What to look at: the installs do not wait for each other, and changing one leaves the layers of the others as they
 are, which no chain of RUN lines can do. A diff is what an install changed; a merge puts diffs over the base without
@@ -10,10 +11,10 @@ copying files.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 
 from buildkit_py import llb
+from buildkit_py.platforms import Platform
 
 TOOLS = {
     "greet": 'echo "Hello from $(uname -m)"',
@@ -42,7 +43,7 @@ def installed(base: llb.State, tool: str, script: str) -> llb.State:
     return llb.diff(base, after, custom_name=f"files of {tool}")
 
 
-def build(platform: str, tools: Mapping[str, str] = TOOLS, base: str = "alpine") -> llb.State:
+def build(platform: Platform, tools: Mapping[str, str] = TOOLS, base: str = "alpine") -> llb.State:
     """The image for one platform: the base with all tools, and a file that lists them."""
     image = llb.image(base, platform=platform)
     listed = llb.scratch().file(
@@ -53,17 +54,15 @@ def build(platform: str, tools: Mapping[str, str] = TOOLS, base: str = "alpine")
     return llb.merge(image, *layers, listed, custom_name="all tools")
 
 
-# What the image runs; the solve that builds it takes it.
-CONFIG = {"Cmd": ["/usr/local/bin/greet"], "Labels": {"tools": " ".join(TOOLS)}}
+CONFIG = llb.ImageConfig(cmd=["/usr/local/bin/greet"], labels={"tools": " ".join(TOOLS)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the definition of an image of merged layers.")
-    parser.add_argument("platform", nargs="?", default="linux/amd64")
+    parser = argparse.ArgumentParser(description="Write the definitions of an image of merged layers.")
+    parser.add_argument("platforms", nargs="*", default=["linux/amd64"])
     parser.add_argument("--base", default="alpine", help="image to install the tools on")
     args = parser.parse_args()
-    state = build(args.platform, base=args.base)
-    sys.stdout.buffer.write(llb.marshal(state, platform=args.platform).to_bytes())
+    llb.emit(lambda platform: build(platform, base=args.base), args.platforms, config=CONFIG)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """A toolchain image, built from scratch: a compiler, what it needs to run, and nothing else.
 
-Run: python examples/llb/toolchain.py linux/arm64 | buildkit-py llb dump -
+Run: python examples/llb/toolchain.py linux/amd64 linux/arm64 | buildkit-py solve -t localhost:5000/toolchain --push
 
 What to look at: an image that starts from the empty filesystem and gets its files from another one; a process
 that works in a mount which was empty at first, and of which only the mount is used; several file actions in one
-vertex; and a test of the result, which is a vertex of its own.
+vertex; a test of the result, which is a vertex of its own; and that what the state says of environment and
+directory becomes the image's.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 
 from buildkit_py import llb
+from buildkit_py.platforms import Platform
 
 # The config of an image is not part of its filesystem, so what the process needs of it is said here.
 PATH = "/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -52,30 +53,30 @@ def system(source: llb.State) -> llb.State:
     )
 
 
-def build(platform: str, golang: str = "golang:alpine") -> llb.State:
+def build(platform: Platform, golang: str = "golang:alpine") -> llb.State:
     """The image for one platform."""
     source = llb.image(golang, platform=platform)
     image = system(source).with_platform(platform).copy(compiler(source), "/", "/", dir_contents_only=True)
+    # Processes from here on, and those of the image, start with this.
+    image = image.with_env({"PATH": PATH, "GOROOT": "/usr/local/go"}).with_cwd("/work")
     # An exec whose changes are the image's: it fails the build if the compiler does not work.
     return image.run(
         ["sh", "-c", "go version > /etc/toolchain"],
-        env={"PATH": PATH, "GOROOT": "/usr/local/go", "HOME": "/root"},
+        env={"HOME": "/root"},
         network="none",
         custom_name="try the compiler",
     )
 
 
-# What the image runs; the solve that builds it takes it.
-CONFIG = {"Cmd": ["go", "version"], "Env": [f"PATH={PATH}", "GOROOT=/usr/local/go"], "WorkingDir": "/work"}
+CONFIG = llb.ImageConfig(cmd=["go", "version"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the definition of a toolchain image.")
-    parser.add_argument("platform", nargs="?", default="linux/amd64")
+    parser = argparse.ArgumentParser(description="Write the definitions of a toolchain image.")
+    parser.add_argument("platforms", nargs="*", default=["linux/amd64"])
     parser.add_argument("--golang", default="golang:alpine", help="image to take the compiler from")
     args = parser.parse_args()
-    definition = llb.marshal(build(args.platform, args.golang), platform=args.platform)
-    sys.stdout.buffer.write(definition.to_bytes())
+    llb.emit(lambda platform: build(platform, args.golang), args.platforms, config=CONFIG)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ import pytest
 
 from buildkit_py import llb
 from buildkit_py.errors import InvalidOption
+from buildkit_py.platforms import Platform
 
 # Wrong on purpose, so without types.
 L: Any = llb
 BASE: Any = llb.image("alpine")
 DIGEST = "sha256:" + "a" * 64
+ARM64 = Platform("linux", "arm64")
+EMPTY = llb.Definition.empty()
 
 # (what is called, the argument that the message names)
 TABLE: list[tuple[str, Callable[[], object], str]] = [
@@ -276,6 +279,35 @@ TABLE: list[tuple[str, Callable[[], object], str]] = [
     ("marshal unique_id", lambda: L.marshal(BASE, platform="linux/amd64", unique_id=""), "unique_id"),
     ("marshal source_map", lambda: L.marshal(BASE, platform="linux/amd64", source_map=1), "source_map"),
     ("marshal daemon_caps", lambda: L.marshal(BASE, platform="linux/amd64", daemon_caps=1), "daemon_caps"),
+    ("ImageConfig env", lambda: L.ImageConfig(env=["A=1"]), "ImageConfig(env)"),
+    ("ImageConfig env name", lambda: L.ImageConfig(env={"A=": "1"}), "ImageConfig(env)"),
+    ("ImageConfig entrypoint", lambda: L.ImageConfig(entrypoint="sh -c"), "ImageConfig(entrypoint)"),
+    ("ImageConfig cmd", lambda: L.ImageConfig(cmd=[1]), "ImageConfig(cmd)[0]"),
+    ("ImageConfig labels", lambda: L.ImageConfig(labels={"": "1"}), "ImageConfig(labels)"),
+    ("ImageConfig user", lambda: L.ImageConfig(user=0), "ImageConfig(user)"),
+    ("ImageConfig working_dir", lambda: L.ImageConfig(working_dir="app"), "ImageConfig(working_dir)"),
+    ("ImageConfig exposed_ports", lambda: L.ImageConfig(exposed_ports="80"), "ImageConfig(exposed_ports)"),
+    ("ImageConfig port", lambda: L.ImageConfig(exposed_ports=["65536"]), "ImageConfig(exposed_ports)"),
+    ("ImageConfig protocol", lambda: L.ImageConfig(exposed_ports=["80/icmp"]), "ImageConfig(exposed_ports)"),
+    ("ImageConfig volumes", lambda: L.ImageConfig(volumes=[""]), "ImageConfig(volumes)"),
+    ("ImageConfig stop_signal", lambda: L.ImageConfig(stop_signal=9), "ImageConfig(stop_signal)"),
+    ("ImageConfig extra", lambda: L.ImageConfig(extra={"Cmd": []}), "ImageConfig(extra)"),
+    ("ImageConfig extra value", lambda: L.ImageConfig(extra={"X": object()}), "ImageConfig(extra)"),
+    ("ImageConfig base", lambda: L.ImageConfig(base="{"), "ImageConfig(base)"),
+    ("ImageConfig base Env", lambda: L.ImageConfig(base={"config": {"Env": "A=1"}}), "ImageConfig(base)"),
+    ("PlatformDefinition platform", lambda: L.PlatformDefinition("linux", EMPTY), "PlatformDefinition(platform)"),
+    ("PlatformDefinition definition", lambda: L.PlatformDefinition(ARM64, b""), "PlatformDefinition(definition)"),
+    ("PlatformDefinition config", lambda: L.PlatformDefinition(ARM64, EMPTY, "{}"), "PlatformDefinition(config)"),
+    ("marshal_platforms graph", lambda: L.marshal_platforms(BASE, [ARM64]), "graph"),
+    ("marshal_platforms result", lambda: L.marshal_platforms(lambda _: None, [ARM64]), "graph(platform)"),
+    ("marshal_platforms config", lambda: L.marshal_platforms(lambda _: BASE, [ARM64], {}), "config"),
+    ("marshal_platforms platforms", lambda: L.marshal_platforms(lambda _: BASE, ["linux"]), "platforms[0]"),
+    ("emit graph", lambda: L.emit(BASE, "linux/arm64"), "graph"),
+    ("emit platforms", lambda: L.emit(lambda _: BASE, []), "platforms"),
+    ("emit platform", lambda: L.emit(lambda _: BASE, "a/b/c/d"), "platforms"),
+    ("emit config", lambda: L.emit(lambda _: BASE, "linux/arm64", config={"Cmd": []}), "config"),
+    ("emit file", lambda: L.emit(lambda _: BASE, "linux/arm64", file="out"), "file"),
+    ("parse_definitions", lambda: L.parse_definitions("{}"), "data"),
     ("load", lambda: L.load(b""), "definition"),
     ("parse", lambda: L.Definition.parse("text"), "data"),
     ("graph format", lambda: L.graph(L.Definition.empty(), "png"), "format"),

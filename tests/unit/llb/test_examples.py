@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_py import llb
+from buildkit_py.platforms import Platform
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "llb"
 NAMES = ["toolchain", "cross_compile", "merge_diff"]
@@ -18,8 +19,8 @@ PLATFORMS = ["linux/amd64", "linux/arm64", "linux/arm/v7"]
 
 
 def definition(name: str, platform: str) -> llb.Definition:
-    build: Callable[[str], llb.State] = runpy.run_path(str(EXAMPLES / f"{name}.py"))["build"]
-    return llb.marshal(build(platform), platform=platform, unique_id="fixed")
+    build: Callable[[Platform], llb.State] = runpy.run_path(str(EXAMPLES / f"{name}.py"))["build"]
+    return llb.marshal(build(Platform.parse(platform)), platform=platform, unique_id="fixed")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -32,12 +33,15 @@ def test_an_example_marshals(name: str, platform: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_example_writes_a_definition(name: str) -> None:
-    """As a program it writes the definition to its standard output and nothing else."""
+def test_an_example_writes_definitions(name: str) -> None:
+    """As a program it writes those of the platforms it is given, and nothing else."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), "linux/arm64"], capture_output=True, check=True, timeout=60
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *PLATFORMS], capture_output=True, check=True, timeout=60
     )
-    assert llb.Definition.parse(done.stdout).vertexes
+    made = llb.parse_definitions(done.stdout)
+    assert isinstance(made, tuple)
+    assert [str(item.platform) for item in made] == PLATFORMS
+    assert all(item.definition.vertexes and item.config for item in made)
     assert done.stderr == b""
 
 
@@ -53,5 +57,6 @@ def test_another_tool_leaves_the_others_alone() -> None:
     """Of the installs of two lists, those of what both have are the same vertexes."""
     build: Callable[..., llb.State] = runpy.run_path(str(EXAMPLES / "merge_diff.py"))["build"]
     lists = ({"a": "true"}, {"b": "false", "a": "true"})
-    few, many = (llb.marshal(build("linux/arm64", tools), platform="linux/arm64") for tools in lists)
+    arm64 = Platform("linux", "arm64")
+    few, many = (llb.marshal(build(arm64, tools), platform=arm64) for tools in lists)
     assert llb.compare(few, many).shared == 3  # the base, and the install of a with its diff
