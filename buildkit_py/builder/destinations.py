@@ -169,7 +169,7 @@ def _splits(spec: ExporterSpec, plan: Plan) -> bool:
 
 def _epoch_ns(plan: Plan) -> int:
     """Time of the platforms' directories, as a daemon that splits by platform sets it."""
-    text = plan.request.build_args.get("SOURCE_DATE_EPOCH", "")
+    text = plan.attrs.get("build-arg:SOURCE_DATE_EPOCH", "")
     return int(text) * 10**9 if re.fullmatch(r"[0-9]{1,10}", text) else 0
 
 

@@ -16,8 +16,9 @@ from buildkit_py.client import SolveResult
 from buildkit_py.errors import SolveError, SourceDenied, UnsupportedByDaemon
 from buildkit_py.options import ExporterSpec
 from buildkit_py.session.attachable import Attachable
+from buildkit_py.session.directory import DirectoryTarget
 from buildkit_py.session.exporter import SessionExporter
-from buildkit_py.session.filesend import DirectoryTarget, FileSend, FileTarget
+from buildkit_py.session.filesend import FileSend, FileTarget
 from buildkit_py.session.filesync import FileSync, LocalDir
 from buildkit_py.session.policy import Allow, Convert, Deny, Resolve, SourcePolicy, SourceQuestion, Verdict
 from buildkit_py.session.secrets import Secrets
