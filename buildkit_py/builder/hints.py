@@ -13,6 +13,7 @@ _REFUSED = re.compile(
     r"\b(?:401 Unauthorized|403 Forbidden|authorization failed|insufficient_scope|no basic auth credentials|denied)\b"
 )
 _HOST = re.compile(r"https?://([A-Za-z0-9.\-]+(?::\d+)?|\[[0-9A-Fa-f:]+\](?::\d+)?)/")
+_NO_PLATFORM = re.compile(r"(?:^|: )(\S+): failed to resolve source metadata for .*: no match for platform in manifest")
 _PLAIN_HTTP = "server gave HTTP response to HTTPS client"
 
 
@@ -22,6 +23,11 @@ async def hint_for(
     """One line of advice, or "". workers is asked only where its answer helps."""
     if "exec format error" in "\n".join((error.message, *error.log_tail)):
         return await _emulation_hint(platform, workers)
+    if found := _NO_PLATFORM.search(error.message):
+        wanted = "the daemon's platform" if platform is None else str(platform)
+        return (
+            f"{found[1]} is not made for {wanted}; buildkit-py imagetools inspect {found[1]} lists what it is made for"
+        )
     host = _HOST.search(error.message)
     if _PLAIN_HTTP in error.message:
         name = host[1] if host else "the registry"

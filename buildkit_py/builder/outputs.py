@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from buildkit_py.session.filesend import FileSend
 
 
+def check_outputs(plan: Plan) -> None:
+    """Raise InvalidOption for an output of this machine that cannot be written. Blocks shortly, makes nothing."""
+    for spec in plan.outputs:
+        _open(spec, plan)
+
+
 class ClientOutputs:
     """The outputs of a plan that go to this machine. Leaving the context removes what was not published."""
 

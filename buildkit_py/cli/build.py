@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from buildkit_py.builder import BuildRequest, BuildResult, build
+from buildkit_py.builder.outputs import check_outputs
 from buildkit_py.builder.request import DEFAULT_PROVENANCE, plan
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.files import check_writable, write_text
@@ -58,6 +59,7 @@ async def execute(args: argparse.Namespace) -> int:
     planned = plan(request)  # bad input is told of without a daemon
     if args.digest_file is not None and not planned.references:
         raise InvalidOption("--digest-file: nothing is pushed that could be joined; use --push")
+    check_outputs(planned)
     to_stdout = any(spec.dest == "-" for spec in request.outputs)
     if to_stdout and sys.stdout.isatty():
         raise InvalidOption("output dest=-: standard output is a terminal; redirect it, or name a file")

@@ -24,7 +24,9 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def command(action: str, help_line: str) -> argparse.ArgumentParser:
-        return commands.add_parser(action, help=help_line, description=help_line, allow_abbrev=False)
+        made = commands.add_parser(action, help=help_line, description=help_line, allow_abbrev=False)
+        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="print tracebacks")
+        return made
 
     _inspect_arguments(command("inspect", "print a manifest or an index"))
     _create_arguments(command("create", "make one index of images that exist"))

@@ -29,7 +29,7 @@ from buildkit_py.pb import control_pb2
 from buildkit_py.rpc import open_connection
 from tests.integration.test_connections import Certificates, Control, serving
 from tests.support import servers
-from tests.support.cli import SECONDS, CommandLine, Done
+from tests.support.cli import SECONDS, CommandLine, Done, refused
 
 pytestmark = pytest.mark.daemon
 
@@ -75,16 +75,6 @@ def context(tmp_path: Path) -> Path:
     folder = dockerfile(tmp_path / "context", "FROM scratch", "ARG TARGETARCH", "COPY file /$TARGETARCH")
     (folder / "file").write_text("content")
     return folder
-
-
-def refused(done: Done, code: int, *needles: str) -> str:
-    """The one line that says what is wrong; nothing on stdout, no traceback."""
-    assert (done.code, done.stdout) == (code, ""), done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    for needle in needles:
-        assert needle in line
-    return line
 
 
 # Results
@@ -358,56 +348,7 @@ def test_a_command_that_is_killed_ends_on_the_daemon_too(cli: CommandLine, alpin
     wait_until_cancelled(cli.address, marker)
 
 
-# Bad input. All words that are refused without a daemon stand in tests/unit/cli; here are some of each kind.
-
-
-@pytest.mark.parametrize(
-    ("words", "needle"),
-    [
-        (["--platform", "linux/arm46"], "unknown architecture 'arm46'"),
-        (["--platform", "linux/"], "expected os/architecture[/variant]"),
-        (["-t", "Upper", "--push"], "must be in lower case"),
-        (["-t", "a@sha256:12"], "reference 'a@sha256:12'"),
-        (["-o", "type=zip"], "unknown type 'zip'"),
-        (["--addr", "localhost"], "invalid daemon address 'localhost'"),
-        (["-f", "missing"], "Dockerfile: missing does not exist"),
-        (["--metadata-file", "missing/meta.json"], "its directory does not exist"),
-        (["--progress", "tty"], "not a terminal"),
-    ],
-    ids=lambda value: value[-1] if isinstance(value, list) else "",
-)
-def test_bad_usage(cli: CommandLine, scratch: Path, words: list[str], needle: str) -> None:
-    """Exit code 2 and that one line, before anything is asked of anybody."""
-    done = cli("build", scratch, *words)
-    line = refused(done, 2, needle)
-    assert done.stderr == line + "\n"
-
-
-def test_a_missing_context(cli: CommandLine, tmp_path: Path) -> None:
-    done = cli("build", tmp_path / "missing")
-    assert refused(done, 2, "context: ", "missing does not exist") == done.stderr.rstrip("\n")
-
-
-def test_a_missing_target(cli: CommandLine, scratch: Path) -> None:
-    """Only the frontend knows the stages."""
-    refused(
-        cli("build", scratch, "--target", "nosuch", "--progress", "quiet"),
-        1,
-        'target stage "nosuch" could not be found',
-    )
-
-
-def test_a_dockerfile_that_cannot_be_parsed(cli: CommandLine, tmp_path: Path) -> None:
-    """The line is shown, marked."""
-    done = cli("build", dockerfile(tmp_path / "context", "FROM scratch", "FLY /"), "--progress", "quiet")
-    refused(done, 1, "unknown instruction: FLY")
-    assert "   2 | >>> FLY /\n" in done.stderr
-
-
-def test_a_file_that_the_context_lacks(cli: CommandLine, tmp_path: Path) -> None:
-    done = cli("build", dockerfile(tmp_path / "context", "FROM scratch", "COPY nosuch /"), "--progress", "quiet")
-    refused(done, 1, "nosuch", "not found")
-    assert ">>> COPY nosuch /" in done.stderr
+# Bad input of every kind is in test_bad_input.py; what follows needs more than one command, or compares all of it.
 
 
 def test_a_failing_run(cli: CommandLine, alpine: str, tmp_path: Path) -> None:
@@ -444,30 +385,6 @@ def test_the_log_of_a_failing_run_is_shown_once(cli: CommandLine, alpine: str, t
     assert done.stderr.count("said-42") == 2  # when it was said, and in the summary of what failed
 
 
-ALIEN = (
-    b"\x7fELF\x02\x01\x01"
-    + bytes(9)
-    + struct.pack("<HHIQQQIHHHHHH", 2, 0xFEED, 1, 1 << 22, 64, 0, 0, 64, 56, 0, 0, 0, 0)
-)
-"""A program for a machine that nobody has built."""
-
-
-def test_a_platform_that_the_daemon_cannot_build(cli: CommandLine, tmp_path: Path) -> None:
-    """It says which it can, and how to add emulators."""
-    context = dockerfile(tmp_path / "context", "FROM scratch", "COPY alien /", 'RUN ["/alien"]')
-    (context / "alien").write_bytes(ALIEN)
-    (context / "alien").chmod(0o755)
-    done = cli("build", context, "--platform", "linux/wasm", "--progress", "quiet")
-    refused(done, 1, "linux/wasm")
-    (hint,) = [line for line in done.stderr.splitlines() if line.startswith("hint: ")]
-    assert "the daemon cannot run linux/wasm; it can run linux/amd64" in hint
-    assert "qemu-user-static" in hint
-    # Where the daemon can run the platform, emulators are not what is missing.
-    done = cli("build", context, "--platform", "linux/amd64", "--progress", "quiet")
-    refused(done, 1, "linux/amd64")
-    assert "qemu-user-static" not in done.stderr
-
-
 def test_no_daemon(cli: CommandLine, scratch: Path, tmp_path: Path) -> None:
     """Each place looked at, and why it was not there."""
     if any(Path(path).exists() for path in ("/run/buildkit/buildkitd.sock", "/var/run/docker.sock")):
@@ -480,11 +397,6 @@ def test_no_daemon(cli: CommandLine, scratch: Path, tmp_path: Path) -> None:
     assert "  unix:///run/buildkit/buildkitd.sock: there is no such socket" in places
     assert f"  unix://{tmp_path}/buildkit/buildkitd.sock: there is no such socket" in places
     assert f"  docker://{tmp_path}/docker.sock: there is no such socket" in places
-
-
-def test_a_daemon_that_is_not_there(cli: CommandLine, scratch: Path, free_port: int) -> None:
-    done = cli("build", scratch, "--addr", f"tcp://127.0.0.1:{free_port}")
-    assert done.stderr == refused(done, 1, f"tcp://127.0.0.1:{free_port}: connection refused") + "\n"
 
 
 async def test_certificates(cli: CommandLine, scratch: Path, free_port: int, tmp_path: Path) -> None:
@@ -588,61 +500,6 @@ def test_a_failed_platform_moves_no_tag_and_writes_no_file(
     assert [path.name for path in outputs.iterdir()] == ["layout.tar"]
     assert (outputs / "layout.tar").read_text() == "of an earlier build"
     assert f"Digest:    {before.stdout}" in cli("imagetools", "inspect", name).stdout
-
-
-@pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A directory that even root cannot write into."""
-    folder = tmp_path / "read-only"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        folder.chmod(0o555)
-        yield folder
-        folder.chmod(0o755)
-        return
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-@pytest.mark.parametrize(
-    "output", ["type=oci,dest={}/x", "type=oci,dest={}/x/", "type=tar,dest={}/x", "type=local,dest={}/x"]
-)
-def test_a_read_only_destination(cli: CommandLine, scratch: Path, name: str, read_only: Path, output: str) -> None:
-    """One line that names it, and nothing pushed."""
-    done = cli("build", scratch, "--progress", "quiet", "-o", output.format(read_only), "-t", name, "--push")
-    assert done.code in (1, 2)
-    refused(done, done.code, str(read_only))
-    refused(cli("imagetools", "inspect", name), 1, "404")
-
-
-@pytest.mark.parametrize("option", ["--metadata-file", "--iidfile"])
-def test_a_read_only_file_for_the_result(
-    cli: CommandLine, scratch: Path, name: str, read_only: Path, option: str
-) -> None:
-    """Found before the build, not after."""
-    done = cli("build", scratch, "-t", name, "--push", option, read_only / "x")
-    assert done.stderr == refused(done, 2, f"{read_only}/x") + "\n"
-    refused(cli("imagetools", "inspect", name), 1, "404")
-
-
-@pytest.mark.parametrize(
-    "output", ["type=oci,dest={}/x", "type=oci,dest={}/x/", "type=tar,dest={}/x", "type=local,dest={}/x"]
-)
-def test_a_file_where_a_directory_should_be(cli: CommandLine, scratch: Path, tmp_path: Path, output: str) -> None:
-    (tmp_path / "file").write_text("mine")
-    done = cli("build", scratch, "--progress", "quiet", "-o", output.format(tmp_path / "file"))
-    refused(done, 2, f"{tmp_path}/file")
-    assert (tmp_path / "file").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "scratch"]
-
-
-def test_an_image_that_is_not_there(cli: CommandLine, name: str) -> None:
-    refused(cli("imagetools", "inspect", f"{name}:none"), 1, f"{name.split('/', 1)[1]}/manifests/none", "404")
 
 
 def test_filters_that_the_daemon_cannot_read(cli: CommandLine) -> None:

@@ -87,3 +87,13 @@ class CommandLine:
         self.docker_config.mkdir(parents=True, exist_ok=True)
         (self.docker_config / "config.json").write_text(json.dumps({"auths": {server.host: {"auth": pair}}}))
         return self
+
+
+def refused(done: Done, code: int, *needles: str) -> str:
+    """The one line that says what is wrong; nothing on stdout, no traceback."""
+    assert (done.code, done.stdout) == (code, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for needle in needles:
+        assert needle in line
+    return line

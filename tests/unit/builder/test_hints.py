@@ -38,12 +38,16 @@ async def test_a_platform_that_cannot_run_names_those_that_can() -> None:
         ("failed to push: 401 Unauthorized: https://reg.example:5000/v2/x", "docker login reg.example:5000"),
         ("Head https://r.io/v2/x: denied: no access", "docker login r.io"),
         ('Get "https://r.io/v2/": http: server gave HTTP response to HTTPS client', "r.io speaks plain HTTP"),
+        (
+            "r.io/x:1: failed to resolve source metadata for r.io/x:1: no match for platform in manifest: not found",
+            "r.io/x:1 is not made for linux/arm64; buildkit-py imagetools inspect r.io/x:1",
+        ),
         ("permission denied: /etc", ""),
         ("exit code: 1", ""),
     ],
 )
 async def test_registries(message: str, needle: str) -> None:
-    """Refused credentials and missing TLS; a denied file is neither."""
+    """Refused credentials, missing TLS, a platform that an image lacks; a denied file is none of them."""
     hint = await hint_for(SolveError("UNKNOWN", message), ARM64, workers)
     assert needle in hint
     assert bool(hint) == bool(needle)
