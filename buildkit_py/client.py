@@ -19,6 +19,7 @@ from buildkit_py import rpc
 from buildkit_py.errors import (
     BuildKitError,
     ConnectionLost,
+    InvalidDigest,
     InvalidOption,
     ProtocolError,
     RPCError,
@@ -36,6 +37,7 @@ from buildkit_py.session.policy import CHECK_POLICY
 from buildkit_py.session.server import Session, open_session
 
 if TYPE_CHECKING:
+    from buildkit_py.digest import Digest
     from buildkit_py.llb.definition import Definition
     from buildkit_py.oci import Descriptor
     from buildkit_py.records import DaemonInfo, UsageRecord, Worker
@@ -235,6 +237,42 @@ class Client:
                     yield UsageRecord.from_pb(record)
         finally:
             call.cancel()
+
+    async def has_blob(self, digest: Digest) -> bool:
+        """Whether the daemon's content store has a blob, now; RPCError from one older than v0.11."""
+        from buildkit_py.pb import content_pb2
+
+        try:
+            with rpc.mapped("look for a blob"):
+                await self._connection.content.Info(content_pb2.InfoRequest(digest=str(digest)))
+        except RPCError as error:
+            if error.code == "NOT_FOUND":
+                return False
+            raise
+        return True
+
+    async def read_blob(self, digest: Digest, max_bytes: int) -> bytes:
+        """A blob of the daemon's content store, checked; ProtocolError when it is wrong, or more than max_bytes."""
+        from buildkit_py.pb import content_pb2
+
+        parts: list[bytes] = []
+        call = self._connection.content.Read(content_pb2.ReadContentRequest(digest=str(digest)))
+        try:
+            with rpc.mapped(f"read blob {digest}"):
+                async for part in call:
+                    parts.append(part.data)
+                    if sum(map(len, parts)) > max_bytes:
+                        raise ProtocolError(f"blob {digest} is more than {max_bytes} bytes")
+        finally:
+            call.cancel()
+        data = b"".join(parts)
+        running = digest.new_hash()
+        running.update(data)
+        try:
+            digest.verify_hash(running, "blob")
+        except InvalidDigest as error:
+            raise ProtocolError(str(error)) from error
+        return data
 
     async def status(self, ref: str) -> AsyncGenerator[StatusUpdate, None]:
         """Follow one solve to its end, from its beginning; a recorded one is replayed.

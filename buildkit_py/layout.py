@@ -14,6 +14,7 @@ import errno
 import fcntl
 import io
 import itertools
+import json
 import os
 import secrets
 import shutil
@@ -21,7 +22,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +59,7 @@ _CREATED = "org.opencontainers.image.created"
 
 _LAYOUT_FILE = "oci-layout"
 _INDEX_FILE = "index.json"
+_DOCKER_FILE = "manifest.json"
 _LAYOUT_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 _MAX_ENTRIES = 100_000  # of one archive; images have some hundreds
 _READ_SIZE = 1 << 20
@@ -78,6 +80,7 @@ class LayoutMerger:
         self._root: Descriptor | None = None
         self._numbers = itertools.count()
         self._streams: dict[Platform | None, LayoutStream] = {}
+        self._images: dict[Platform, Digest] = {}
         with _writing(staging):
             staging.mkdir(mode)
             (staging / "tmp").mkdir()
@@ -120,20 +123,20 @@ class LayoutMerger:
         order: Sequence[Platform | None],
         *,
         annotations: Mapping[str, str] | None = None,
+        descriptor_annotations: Mapping[str, str] | None = None,
         names: Sequence[Reference] = (),
     ) -> Descriptor:
         """Check what came, join it in this order and return the descriptor of the root.
 
-        The root of several platforms is an index of all their images and attestations, with these
-        annotations; that of one is what the daemon made. Every name becomes an entry of ``index.json``.
+        The root of several platforms, and of one with annotations, is an index of all their images and
+        attestations; that of one platform alone is what the daemon made. Every name becomes an entry of
+        ``index.json``, with descriptor_annotations.
         Raises ProtocolError when a platform is missing or incomplete, or not the one that it should be.
         """
         exports = [self._export(platform) for platform in order]
         platforms = {digest: platform for export in exports for digest, platform in export.platforms.items()}
         reachable = {digest for export in exports for digest in export.reachable}
-        if len(exports) == 1:
-            if annotations:
-                raise InvalidOption("annotations of the index need more than one platform")
+        if len(exports) == 1 and not annotations:
             root = exports[0].root.descriptor
             reachable.add(root.digest)
         else:
@@ -142,6 +145,9 @@ class LayoutMerger:
             root = Index.parse(raw).descriptor
             reachable.add(root.digest)
             self._put(root.digest, raw)
+        if descriptor_annotations:
+            root = root.with_annotations({**root.annotations, **descriptor_annotations})
+        self._images = {platform: digest for digest, platform in platforms.items()}
         self._drop_unreachable(reachable)
         with _writing(self.staging):
             (self.staging / _LAYOUT_FILE).write_bytes(_LAYOUT_CONTENT)
@@ -149,6 +155,21 @@ class LayoutMerger:
             shutil.rmtree(self.staging / "tmp")
         self._root = root
         return root
+
+    def add_docker_manifest(self, names: Sequence[Reference]) -> None:
+        """Add the ``manifest.json`` that docker's classic image store reads, which has room for one platform.
+
+        It is this machine's own where that was built, else the first. Comes after finish().
+        """
+        self._check_finished()
+        manifest = self._docker_image()
+        entry = {
+            "Config": _blob_name(manifest.config.digest),
+            "RepoTags": [name.with_default_tag().familiar for name in names],
+            "Layers": [_blob_name(layer.digest) for layer in manifest.layers],
+        }
+        with _writing(self.staging):
+            (self.staging / _DOCKER_FILE).write_bytes(json.dumps([entry]).encode())
 
     def publish_directory(self, destination: Path) -> None:
         """Put the layout in place: by a rename where nothing is, else blob by blob, ``index.json`` last.
@@ -192,19 +213,47 @@ class LayoutMerger:
 
         OSError of the stream goes through as it is.
         """
+        stream.writelines(self.tar_chunks())
+        stream.flush()
+
+    def tar_chunks(self, *, without: Collection[Digest] = ()) -> Iterator[bytes]:
+        """The same archive in pieces, but for the blobs named."""
         self._check_finished()
+        left_out = {self.blob_path(digest) for digest in without}
         for path in sorted(self.staging.rglob("*")):
             name = path.relative_to(self.staging).as_posix()
             if path.is_dir():
-                stream.write(tarstream.header(f"{name}/", directory=True))
+                yield tarstream.header(f"{name}/", directory=True)
+                continue
+            if path in left_out:
                 continue
             size = path.stat().st_size
-            stream.write(tarstream.header(name, size, writable=name == _INDEX_FILE))
+            yield tarstream.header(name, size, writable=name == _INDEX_FILE)
             with path.open("rb") as content:
-                shutil.copyfileobj(content, stream, _READ_SIZE)
-            stream.write(tarstream.padding(size))
-        stream.write(tarstream.END)
-        stream.flush()
+                while chunk := content.read(_READ_SIZE):
+                    yield chunk
+            yield tarstream.padding(size)
+        yield tarstream.END
+
+    def digests(self) -> tuple[Digest, ...]:
+        """All blobs, sorted."""
+        self._check_finished()
+        return tuple(Digest(path.parent.name, path.name) for path in sorted((self.staging / "blobs").glob("*/*")))
+
+    def docker_layers(self) -> tuple[tuple[str, Digest], ...]:
+        """Diff id and blob of each layer that ``manifest.json`` lists, from the lowest up."""
+        manifest = self._docker_image()
+        config = parse_json(_read_bounded(self.blob_path(manifest.config.digest), MAX_CONFIG_BYTES), "image config")
+        rootfs = config.get("rootfs")
+        ids = cast("dict[str, object]", rootfs).get("diff_ids") if isinstance(rootfs, dict) else None
+        diff_ids = [str(item) for item in cast("list[object]", ids)] if isinstance(ids, list) else []
+        return tuple(zip(diff_ids, (layer.digest for layer in manifest.layers), strict=False))
+
+    def _docker_image(self) -> Manifest:
+        """The image that is for this machine, else the first."""
+        own = Platform.host()
+        platform = next((platform for platform in self._images if own.matches(platform)), next(iter(self._images)))
+        return Manifest.parse(_read_bounded(self.blob_path(self._images[platform]), MAX_MANIFEST_BYTES))
 
     def _check_finished(self) -> None:
         if self._root is None:
@@ -287,13 +336,16 @@ class LayoutMerger:
                 path.unlink()
 
     def _index_json(self, order: Sequence[Platform | None], root: Descriptor, names: Sequence[Reference]) -> bytes:
-        if len(order) == 1:
+        if len(order) == 1 and root == self._received_root(order[0]):
             received = self._streams[order[0]].index
             said = [entry.annotations.get(IMAGE_NAME, "") for entry in received.manifests]
             if names and said == [str(name.with_default_tag()) for name in names]:
                 return received.raw
-        entries = [entry.to_json() for entry in _named(root, names)]
-        return encode_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
+        return _index_of(root, names)
+
+    def _received_root(self, platform: Platform | None) -> Descriptor:
+        entry = self._streams[platform].index.manifests[0]
+        return entry.with_annotations(_without_names(entry))
 
     def _merge_into(self, destination: Path) -> None:
         mine = parse_json((self.staging / _INDEX_FILE).read_bytes(), _INDEX_FILE)
@@ -309,6 +361,8 @@ class LayoutMerger:
             path.replace(target)
         if not (destination / _LAYOUT_FILE).exists():
             (self.staging / _LAYOUT_FILE).replace(destination / _LAYOUT_FILE)
+        if (self.staging / _DOCKER_FILE).exists():
+            (self.staging / _DOCKER_FILE).replace(destination / _DOCKER_FILE)
         (self.staging / _INDEX_FILE).write_bytes(merged)
         (self.staging / _INDEX_FILE).replace(existing)
 
@@ -479,7 +533,7 @@ class LayoutStream:
             ):
                 return None
         elif entry.kind is tarstream.Kind.FILE and not entry.name.endswith("/"):
-            if name in (_LAYOUT_FILE, _INDEX_FILE, "manifest.json"):
+            if name in (_LAYOUT_FILE, _INDEX_FILE, _DOCKER_FILE):
                 return self._begin_small(name, entry.size)
             if len(parts) == 3 and parts[0] == "blobs":
                 return _Blob(self._merger, _blob_digest(entry.name, parts))
@@ -828,6 +882,20 @@ class _ArchiveFiles:
             yield chunk
 
 
+def layout_files(root: Descriptor, raw: bytes, names: Sequence[Reference]) -> tuple[tuple[str, bytes], ...]:
+    """Name and content of every file of a layout that holds its root alone, for who has the rest already."""
+    return (
+        (_LAYOUT_FILE, _LAYOUT_CONTENT),
+        (_INDEX_FILE, _index_of(root, names)),
+        (_blob_name(root.digest), raw),
+    )
+
+
+def _index_of(root: Descriptor, names: Sequence[Reference]) -> bytes:
+    entries = [entry.to_json() for entry in _named(root, names)]
+    return encode_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
+
+
 def _named(root: Descriptor, names: Sequence[Reference]) -> list[Descriptor]:
     """Entries of index.json for a root. Source: buildkit, client/ociindex."""
     if not names:
@@ -954,6 +1022,7 @@ __all__ = [
     "check_destination",
     "check_tree_destination",
     "is_special",
+    "layout_files",
     "open_layout",
     "put_entry",
     "remove_unreachable",

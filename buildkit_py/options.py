@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from buildkit_py.errors import InvalidOption
 
-_EXPORTERS = frozenset({"image", "oci", "docker", "local", "tar", "registry"})
+_EXPORTERS = frozenset({"image", "oci", "docker", "local", "tar", "registry", "cacheonly"})
 _CACHES = frozenset({"registry", "local", "inline", "gha", "s3", "azblob"})
 
 
@@ -36,7 +36,7 @@ def parse_fields(text: str, *, option: str) -> list[tuple[str, str | None]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExporterSpec:
-    """What becomes of a result: ``image``, ``oci``, ``docker``, ``local`` or ``tar``."""
+    """What becomes of a result: ``image``, ``oci``, ``docker``, ``local`` or ``tar``; nothing with ``cacheonly``."""
 
     type: str
     attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -80,8 +80,8 @@ class ExporterSpec:
         """Raise InvalidOption when type and destination do not go together."""
         if self.type in {"local", "tar", "oci"} and self.dest is None:
             raise InvalidOption(f"output type={self.type}: dest is missing")
-        if self.type == "image" and self.dest is not None:
-            raise InvalidOption("output type=image: dest is not used by this type; name=... and push=true are")
+        if self.type in {"image", "cacheonly"} and self.dest is not None:
+            raise InvalidOption(f"output type={self.type}: dest is not used by this type; name=... and push=true are")
         if self.type == "local" and self.dest == "-":
             raise InvalidOption("output type=local: dest must be a directory")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -13,8 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from buildkit_py.builder.graph import GraphRequest, plan_graph
 from buildkit_py.builder.identity import node_id
-from buildkit_py.builder.outputs import ClientOutputs
-from buildkit_py.builder.request import BuildRequest, Plan, plan
+from buildkit_py.builder.outputs import ClientOutputs, receiver
+from buildkit_py.builder.registries import OpenRegistries
+from buildkit_py.builder.request import BuildRequest, Plan, Work, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
 from buildkit_py.client import Client, SolveRequest, SolveResult
 from buildkit_py.errors import (
@@ -26,7 +25,7 @@ from buildkit_py.errors import (
     SolveError,
     leaves,
 )
-from buildkit_py.options import ExporterSpec
+from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.platforms import Platform
 from buildkit_py.progress import StatusUpdate
 from buildkit_py.session.attachable import Attachable
@@ -36,9 +35,11 @@ from buildkit_py.session.server import Session
 
 if TYPE_CHECKING:
     # What publishing needs takes long to load, and is loaded while the solves run.
+    from buildkit_py.builder.exports import Push
+    from buildkit_py.builder.keeping import Keeping
     from buildkit_py.builder.publish import Pushed
     from buildkit_py.oci import Descriptor
-    from buildkit_py.registry import Credentials, CredentialStore, DockerCredentials, Registry, RegistryConfig
+    from buildkit_py.registry import CredentialStore, RegistryConfig
 
 StatusCallback: TypeAlias = Callable[[str, StatusUpdate], None]
 """Gets (platform, update) on the event loop; must not block. The platform is "" where none was asked for."""
@@ -52,7 +53,8 @@ class _Solved:
     request: SolveRequest
     result: SolveResult
     ended: float
-    pushed: Pushed | None
+    pushed: tuple[Pushed, ...]
+    """In the order of the plan's pushes."""
 
 
 async def build(
@@ -73,19 +75,28 @@ async def build(
     checked = plan(request) if isinstance(request, BuildRequest) else await _plan_graph(client, request)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
-        # One store for the daemon's questions and for our own: it asks a helper once, and one at a time.
-        registries = _Registries(credentials or _DockerCredentials(), registry_config)
+        insecure = [
+            reference.domain for push in checked.exports.pushes if push.insecure for reference in push.references
+        ]
+        registries = OpenRegistries(credentials, registry_config, insecure=tuple(dict.fromkeys(insecure)))
         stack.push_async_callback(registries.aclose)
         outputs = await stack.enter_async_context(ClientOutputs(checked))
+        keeps: Keeping | None = None
+        if checked.exports.keeps:
+            from buildkit_py.builder.keeping import open_keeping
+
+            keeps = await open_keeping(client, checked, outputs)
+            stack.push_async_callback(keeps.discard)
         auth = Auth(registries.credentials, registry_config)
-        run = _Run(client, checked, registries, outputs, auth, on_status)
+        run = _Run(client, checked, registries, outputs, keeps, auth, on_status)
         solved = await run.solve_all()
         descriptor = await run.publish(solved)
     ended = time.monotonic()
     return BuildResult(
         platforms=tuple(run.platform_result(entry) for entry in solved),
         descriptor=descriptor,
-        references=checked.references,
+        references=checked.exports.references,
+        notes=() if keeps is None else tuple(keeps.notes),
         seconds=ended - started,
         publish_seconds=ended - max(entry.ended for entry in solved),
     )
@@ -102,54 +113,6 @@ async def _plan_graph(client: Client, request: GraphRequest) -> Plan:
     return await asyncio.to_thread(plan_graph, request, own)
 
 
-class _DockerCredentials:
-    """Docker's credentials, from the first question on."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._store: DockerCredentials | None = None
-
-    def get(self, host: str, /) -> Credentials:
-        """See CredentialStore."""
-        return self.for_repository(host, "")
-
-    def for_repository(self, host: str, repository: str, /) -> Credentials:
-        """See RepositoryCredentialStore."""
-        with self._lock:
-            if self._store is None:
-                from buildkit_py.registry import DockerCredentials
-
-                self._store = DockerCredentials()
-        return self._store.for_repository(host, repository)
-
-
-class _Registries:
-    """The registry client of one build, from the first use on."""
-
-    def __init__(self, credentials: CredentialStore, config: RegistryConfig | None) -> None:
-        self.credentials = credentials
-        self._config = config
-        self._client: Registry | None = None
-
-    def open(self) -> Registry:
-        """The client; closed by aclose()."""
-        if self._client is None:
-            from buildkit_py.registry import Registry
-
-            self._client = Registry(credentials=self.credentials, config=self._config)
-        return self._client
-
-    async def warm_up(self, repositories: Sequence[str]) -> None:
-        """Load the code for a push, connect, and fetch tokens."""
-        await asyncio.to_thread(importlib.import_module, "buildkit_py.builder.publish")
-        await self.open().warm_up(*repositories)
-
-    async def aclose(self) -> None:
-        """End running calls and close the connections."""
-        if self._client is not None:
-            await self._client.aclose()
-
-
 class _Run:
     """What the solves of one build share."""
 
@@ -157,15 +120,18 @@ class _Run:
         self,
         client: Client,
         checked: Plan,
-        registries: _Registries,
+        registries: OpenRegistries,
         outputs: ClientOutputs,
+        keeps: Keeping | None,
         auth: Auth,
         on_status: StatusCallback | None,
     ) -> None:
         self._client = client
         self._plan = checked
+        self._exports = checked.exports
         self._registries = registries
         self._outputs = outputs
+        self._keeps = keeps
         self._on_status = on_status
         self._auth = auth
         self._attachables: Sequence[Attachable] = ()
@@ -183,10 +149,12 @@ class _Run:
                     solving = [
                         tasks.create_task(self._solve(session, platform)) for platform in plan_.platforms or (None,)
                     ]
-                    if plan_.repositories:
-                        warming = tasks.create_task(self._registries.warm_up(plan_.repositories))
+                    if self._exports.pushes:
+                        repositories = [name for push in self._exports.pushes for name in push.repositories]
+                        warming = tasks.create_task(self._registries.warm_up(repositories))
                         await asyncio.wait(solving)
                         warming.cancel()
+                await self._solve_jointly(session)
             except BaseExceptionGroup as group:
                 raise _joined(group) from None
         return tuple(task.result() for task in solving)
@@ -196,91 +164,128 @@ class _Run:
         return self._client.open_session([*more, *self._attachables], shared_key=self._shared_key)
 
     async def _solve(self, session: Session, platform: Platform | None) -> _Solved:
-        label = "" if platform is None else str(platform)
+        streams = self._outputs.exporters(platform)
+        keeps = () if self._keeps is None else self._keeps.exporters(platform)
+        pushes = [(push, self._push_exporter(push, platform)) for push in self._exports.pushes]
+        # Of what exporters answer under the same key the last one's stays: that has to be what was pushed.
+        exporters = [*(spec for spec, _ in streams), *keeps, *(spec for _, spec in pushes[:1])]
+        async with AsyncExitStack() as stack:
+            own = session
+            receiving = receiver(streams)
+            if receiving is not None:
+                # Streams to this machine do not say which solve they belong to, so this solve gets a session of
+                # its own for them; where the frontend can be told so, its directories still come from the shared one.
+                own = await stack.enter_async_context(self._open_session(receiving))
+            work = self._plan.work(platform, directories_session="" if own is session else session.id)
+            request = self._request(work, exporters, platform, cache_exports=self._plan.request.cache_to)
+            result = await self._ask(request, own, platform)
+            ended = time.monotonic()
+        pushed: list[Pushed] = []
+        for position, (push, exporter) in enumerate(pushes):
+            if position:
+                # Two images that are pushed by one solve cannot be told apart in its answer.
+                again = self._request(self._plan.work(platform, directories_session=""), [exporter], platform)
+                result_of_push = await self._ask(again, session, platform)
+            else:
+                result_of_push = result
+            pushed.append(await self._read_back(push, result_of_push, platform))
+        return _Solved(platform=platform, request=request, result=result, ended=ended, pushed=tuple(pushed))
+
+    async def _solve_jointly(self, session: Session) -> None:
+        """What a daemon has to put together itself: one more solve, of all platforms, with nothing left to run."""
+        keeps = () if self._keeps is None else self._keeps.joint_exporters()
+        work = self._plan.joint_work() if keeps else None
+        if work is not None:
+            await self._ask(self._request(work, keeps, None), session, None)
+
+    def _request(
+        self,
+        work: Work,
+        exporters: Sequence[ExporterSpec],
+        platform: Platform | None,
+        cache_exports: Sequence[CacheSpec] = (),
+    ) -> SolveRequest:
+        attrs = work.attrs
+        if work.frontend and self._client.address.startswith("docker://"):
+            # What an engine has loaded is what FROM means there first. Source: docker buildx, the docker driver.
+            attrs = {"image-resolve-mode": "local", **attrs}
+        return SolveRequest(
+            frontend=work.frontend,
+            frontend_attrs=attrs,
+            definition=work.definition,
+            result_metadata=work.metadata,
+            exporters=exporters,
+            cache_imports=self._plan.request.cache_from,
+            cache_exports=cache_exports,
+            entitlements=self._plan.entitlements,
+            label="" if platform is None else str(platform),
+        )
+
+    async def _ask(self, request: SolveRequest, session: Session, platform: Platform | None) -> SolveResult:
         on_status = self._on_status
 
         def labelled(update: StatusUpdate) -> None:
             if on_status is not None:
-                on_status(label, update)
+                on_status(request.label, update)
 
-        async with AsyncExitStack() as stack:
-            own = session
-            receiver = self._outputs.attachable(platform, first_exporter=len(self._push_exporter()))
-            if receiver is not None:
-                # Streams to this machine do not say which solve they belong to, so this solve gets a session of
-                # its own for them; where the frontend can be told so, its directories still come from the shared one.
-                own = await stack.enter_async_context(self._open_session(receiver))
-            work = self._plan.work(platform, directories_session="" if own is session else session.id)
-            request = SolveRequest(
-                frontend=work.frontend,
-                frontend_attrs=work.attrs,
-                definition=work.definition,
-                result_metadata=work.metadata,
-                exporters=[*self._push_exporter(), *self._outputs.exporters],
-                cache_imports=self._plan.request.cache_from,
-                cache_exports=self._plan.request.cache_to,
-                entitlements=self._plan.request.allow,
-                label=label,
-            )
-            try:
-                result = await self._client.solve(request, session=own, on_status=labelled)
-            except SolveError as error:
-                from buildkit_py.builder.hints import hint_for
+        try:
+            return await self._client.solve(request, session=session, on_status=labelled)
+        except SolveError as error:
+            from buildkit_py.builder.hints import check_exporters, hint_for
 
-                error.hint = await hint_for(error, platform, self._client.workers)
-                raise
-            ended = time.monotonic()
-        pushed = await self._read_back(result, platform)
-        return _Solved(platform=platform, request=request, result=result, ended=ended, pushed=pushed)
+            check_exporters(error, self._client.address)
+            error.hint = await hint_for(error, platform, self._client.workers)
+            raise
 
-    def _push_exporter(self) -> tuple[ExporterSpec, ...]:
+    def _push_exporter(self, push: Push, platform: Platform | None) -> ExporterSpec:
         """Push by digest to untagged names: no tag exists before the whole index does."""
-        if not self._plan.repositories:
-            return ()
         attrs = {
-            "name": ",".join(self._plan.repositories),
-            "push": "true",
-            "push-by-digest": "true",
             # An engine's embedded BuildKit writes Docker media types unless told otherwise.
             "oci-mediatypes": "true",
+            **push.attrs,
+            **self._exports.annotations.of_image(platform),
+            "name": ",".join(push.repositories),
+            "push": "true",
+            "push-by-digest": "true",
             # A daemon with an image store would keep each platform under the same name, the last one winning.
             "store": "false",
         }
-        return (ExporterSpec(type="image", attrs=attrs),)
+        if push.insecure:
+            attrs["registry.insecure"] = "true"
+        return ExporterSpec(type="image", attrs=attrs)
 
-    async def _read_back(self, result: SolveResult, platform: Platform | None) -> Pushed | None:
+    async def _read_back(self, push: Push, result: SolveResult, platform: Platform | None) -> Pushed:
         """Start as soon as this platform is done: only the slowest one's reading delays the tag."""
-        if not self._plan.repositories:
-            return None
         root = result.descriptor
         if root is None:
             raise ProtocolError("the daemon pushed an image but did not say which: no containerimage.descriptor")
         from buildkit_py.builder.publish import collect
 
-        return await collect(self._registries.open(), self._plan.repositories, root, platform)
+        return await collect(await self._registries.open(), push.repositories, root, platform)
 
     async def publish(self, solved: Sequence[_Solved]) -> Descriptor | None:
         """Files first, tags last: a build that cannot write its files moves no tag."""
-        merged = await self._outputs.publish([entry.platform for entry in solved])
-        pushed = [entry.pushed for entry in solved if entry.pushed is not None]
-        if pushed:
+        order = [entry.platform for entry in solved]
+        roots = [await self._outputs.publish(order)]
+        if self._keeps is not None:
+            roots.append(await self._keeps.publish(order))
+        for position, push in enumerate(self._exports.pushes):
             from buildkit_py.builder.publish import push_root
 
-            return await push_root(
-                self._registries.open(),
-                self._plan.references,
-                pushed,
-                annotations=self._plan.request.annotations,
-            )
-        if merged is not None:
-            return merged
+            parts = [entry.pushed[position] for entry in solved]
+            root = await push_root(await self._registries.open(), push, parts, self._exports.annotations)
+            roots.insert(position, root)
+        found = next((root for root in roots if root is not None), None)
+        if found is not None:
+            return found
         return solved[0].result.descriptor if len(solved) == 1 else None
 
     def platform_result(self, entry: _Solved) -> PlatformResult:
         """The public record of one platform."""
         from buildkit_py.digest import Digest
 
-        image = entry.pushed.images[0] if entry.pushed is not None else None
+        pushed = entry.pushed[0] if entry.pushed else None
+        image = pushed.images[0] if pushed is not None else None
         config = entry.result.response.get("containerimage.config.digest")
         root = entry.result.descriptor
         return PlatformResult(
@@ -294,12 +299,13 @@ class _Run:
                 else None
             ),
             size=image.size if image is not None else None,
-            attestations=entry.pushed.attestations if entry.pushed is not None else (),
+            attestations=pushed.attestations if pushed is not None else (),
             ref=entry.request.ref,
             node=self._client.address,
             seconds=entry.result.seconds,
             cached=entry.result.cached,
             total=entry.result.total,
+            response=entry.result.response,
         )
 
 

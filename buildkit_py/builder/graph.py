@@ -71,8 +71,7 @@ def plan_graph(request: GraphRequest, own: Platform | None = None) -> GraphPlan:
     return GraphPlan(
         request=request,
         platforms=platforms,
-        references=common.references,
-        outputs=common.outputs,
+        exports=common.exports,
         directories=MappingProxyType(directories),
         attrs=MappingProxyType(common.attrs),
         definitions=MappingProxyType({item.platform: item for item in made}),

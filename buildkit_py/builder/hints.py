@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine, Sequence
 
-from buildkit_py.errors import BuildKitError, SolveError
+from buildkit_py.errors import BuildKitError, SolveError, UnsupportedByDaemon
 from buildkit_py.platforms import Platform
 from buildkit_py.records import Worker
 
@@ -14,7 +14,22 @@ _REFUSED = re.compile(
 )
 _HOST = re.compile(r"https?://([A-Za-z0-9.\-]+(?::\d+)?|\[[0-9A-Fa-f:]+\](?::\d+)?)/")
 _NO_PLATFORM = re.compile(r"(?:^|: )(\S+): failed to resolve source metadata for .*: no match for platform in manifest")
+_NO_EXPORTER = re.compile(r'exporter "([a-z]+)" could not be found')
 _PLAIN_HTTP = "server gave HTTP response to HTTPS client"
+
+
+def check_exporters(error: SolveError, address: str) -> None:
+    """Raise UnsupportedByDaemon where the solve failed, before it began, for an exporter that the daemon lacks."""
+    lacking = _NO_EXPORTER.search(error.message)
+    if lacking is None:
+        return
+    what = f'the daemon at {address} has no exporter "{lacking[1]}"'
+    if address.startswith("docker://"):
+        what = (
+            f"the engine at {address} has the classic image store, and so cannot push images or export layouts "
+            f'(no exporter "{lacking[1]}"); turn on its containerd image store'
+        )
+    raise UnsupportedByDaemon(what) from error
 
 
 async def hint_for(

@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from buildkit_py.builder.request import Plan
 from buildkit_py.options import ExporterSpec
 
 if TYPE_CHECKING:
     from buildkit_py.builder.destinations import Output
+    from buildkit_py.builder.request import Plan
     from buildkit_py.oci import Descriptor
     from buildkit_py.platforms import Platform
-    from buildkit_py.session.filesend import FileSend
+    from buildkit_py.session.filesend import FileSend, Target
 
 
 def check_outputs(plan: Plan) -> None:
     """Raise InvalidOption for an output of this machine that cannot be written. Blocks shortly, makes nothing."""
-    for spec in plan.outputs:
-        _open(spec, plan)
+    if plan.exports.files:
+        from buildkit_py.builder.destinations import open_output
+
+        for export in plan.exports.files:
+            open_output(export, plan)
 
 
 class ClientOutputs:
@@ -28,18 +31,18 @@ class ClientOutputs:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._outputs: list[Output | None] = []
-
-    @property
-    def exporters(self) -> tuple[ExporterSpec, ...]:
-        """What each solve is asked to export, in the order of the outputs."""
-        return tuple(_exporter(spec, platforms=bool(self._plan.platforms)) for spec in self._plan.outputs)
+        self._outputs: list[Output] = []
 
     async def __aenter__(self) -> Self:
         """Stage every output; InvalidOption for a destination that cannot be written, before any solve."""
+        if not self._plan.exports.files:
+            return self
+        # Most builds push, or keep what they make with the daemon.
+        from buildkit_py.builder.destinations import open_output
+
         try:
-            for spec in self._plan.outputs:
-                self._outputs.append(await asyncio.to_thread(_open, spec, self._plan))
+            for export in self._plan.exports.files:
+                self._outputs.append(await asyncio.to_thread(open_output, export, self._plan))
         except BaseException:
             await self._discard()
             raise
@@ -50,43 +53,32 @@ class ClientOutputs:
     ) -> None:
         await self._discard()
 
-    def attachable(self, platform: Platform | None, *, first_exporter: int) -> FileSend | None:
-        """Receives the exports of one platform's solve; None where all stays with the daemon."""
-        targets = {
-            first_exporter + position: output.target(platform)
-            for position, output in enumerate(self._outputs)
-            if output is not None
-        }
-        if not targets:
-            return None
-        from buildkit_py.session.filesend import FileSend
+    def add(self, output: Output) -> None:
+        """One more, which is discarded with the others."""
+        self._outputs.append(output)
 
-        return FileSend(targets)
+    def exporters(self, platform: Platform | None) -> tuple[tuple[ExporterSpec, Target], ...]:
+        """What the solve of one platform is asked to export here, and where that goes."""
+        return tuple(
+            (output.exporter(platform), target)
+            for output in self._outputs
+            if (target := output.target(platform)) is not None
+        )
 
     async def publish(self, order: Sequence[Platform | None]) -> Descriptor | None:
         """Put all outputs in place; the root of the first that is an image."""
-        roots = [await output.publish(order) for output in self._outputs if output is not None]
+        roots = [await output.publish(order) for output in self._outputs]
         return next((root for root in roots if root is not None), None)
 
     async def _discard(self) -> None:
         for output in self._outputs:
-            if output is not None:
-                await output.discard()
+            await output.discard()
 
 
-def _exporter(spec: ExporterSpec, *, platforms: bool) -> ExporterSpec:
-    """Without what a daemon would do for one of the platforms alone, and is done here for all of them.
-
-    A layout is merged of streams, files go into directories by platform, and what is not exported is deleted once.
-    """
-    ours = {"oci": ["tar"], "local": ["mode", *(["platform-split"] if platforms else [])]}.get(spec.type, ())
-    return ExporterSpec(type=spec.type, attrs={key: value for key, value in spec.attrs.items() if key not in ours})
-
-
-def _open(spec: ExporterSpec, plan: Plan) -> Output | None:
-    if spec.dest is None:
+def receiver(exporters: Sequence[tuple[ExporterSpec, Target]]) -> FileSend | None:
+    """Receives what exporters send that come first among those of a solve; None where there is none."""
+    if not exporters:
         return None
-    # Most builds push, or keep what they make with the daemon.
-    from buildkit_py.builder.destinations import open_output
+    from buildkit_py.session.filesend import FileSend
 
-    return open_output(spec, spec.dest, plan)
+    return FileSend({position: target for position, (_, target) in enumerate(exporters)})

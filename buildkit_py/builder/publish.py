@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from buildkit_py.builder.annotations import Annotations
+from buildkit_py.builder.exports import Push
 from buildkit_py.errors import ProtocolError
 from buildkit_py.oci import (
     MAX_CONFIG_BYTES,
@@ -82,31 +84,26 @@ async def collect(
     )
 
 
-async def push_root(
-    registry: Registry,
-    references: Sequence[Reference],
-    pushed: Sequence[Pushed],
-    *,
-    annotations: Mapping[str, str],
-) -> Descriptor:
-    """Write the root of one platform or of several to every reference, by digest first, tags last.
+async def push_root(registry: Registry, push: Push, pushed: Sequence[Pushed], annotations: Annotations) -> Descriptor:
+    """Write the root of one platform or of several to every name, by digest first, tags last; its descriptor.
 
     One platform keeps the bytes that the daemon pushed; several get an index of all their children, which are
-    in every repository already. A failure leaves later references unwritten and none incomplete.
+    in every repository already. A failure leaves later names unwritten and none incomplete.
     """
-    raw, media_type = _root(pushed, annotations)
+    raw, root = _root(pushed, annotations.index)
     tags: dict[str, list[str]] = {}
-    for reference in references:
+    for reference in push.references:
         tags.setdefault(reference.name, []).append(reference.tag_or_latest)
     for repository, names in tags.items():
-        await registry.push_manifest(repository, raw, media_type, tags=names)
-    return Descriptor.of(raw, media_type)
+        await registry.push_manifest(repository, raw, root.media_type, tags=names if push.tagged else ())
+    said = annotations.index_descriptor
+    return root.with_annotations({**root.annotations, **said}) if said else root
 
 
-def _root(pushed: Sequence[Pushed], annotations: Mapping[str, str]) -> tuple[bytes, str]:
-    """Bytes and media type of what the tags will point at."""
+def _root(pushed: Sequence[Pushed], annotations: Mapping[str, str]) -> tuple[bytes, Descriptor]:
+    """Bytes and descriptor of what the tags will point at."""
     if len(pushed) == 1 and not annotations:
-        return pushed[0].raw, pushed[0].root.descriptor.media_type
+        return pushed[0].raw, pushed[0].root.descriptor
     known = {
         image.descriptor.digest: image.descriptor.platform
         for part in pushed
@@ -115,7 +112,8 @@ def _root(pushed: Sequence[Pushed], annotations: Mapping[str, str]) -> tuple[byt
     }
     entries = assemble([part.root for part in pushed], known)
     media_type = index_media_type(entries, annotations)
-    return encode_index(entries, annotations=annotations, media_type=media_type), media_type
+    raw = encode_index(entries, annotations=annotations, media_type=media_type)
+    return raw, Descriptor.of(raw, media_type)
 
 
 async def _entry(registry: Registry, repository: Reference, entry: Descriptor, platform: Platform | None) -> Child:

@@ -8,10 +8,12 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from buildkit_py.builder.annotations import Annotations
+from buildkit_py.builder.exports import Exports, plan_exports
 from buildkit_py.errors import InvalidOption, InvalidReference
 from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.platforms import Platform, parse_platforms
@@ -36,10 +38,13 @@ class CommonRequest:
     """References to write, such as ``registry.example/team/app:1.2``; a missing tag is ``latest``."""
     push: bool = False
     """True pushes the image or index to every one of tags."""
+    load: bool = False
+    """True loads the image into a docker engine: the one that builds, else the one of the environment."""
     outputs: Sequence[ExporterSpec] = ()
-    """Further outputs; ``type=image,push=true`` with a name counts as push with that tag."""
+    """Further outputs. Images, layouts and archives get the names in tags, or their own where there are none."""
     annotations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Annotations of the index."""
+    """By ``KEY`` for the manifests of the images, or ``LEVEL:KEY`` with the levels ``manifest``, ``index``,
+    ``manifest-descriptor`` and ``index-descriptor``; the first and the third with ``[PLATFORM]`` if wanted."""
     attestations: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({"provenance": DEFAULT_PROVENANCE})
     )
@@ -89,10 +94,8 @@ class Plan(ABC):
     request: CommonRequest
     platforms: tuple[Platform, ...]
     """Normalised, none twice; empty for the daemon's own."""
-    references: tuple[Reference, ...]
-    """What to push, each with a tag."""
-    outputs: tuple[ExporterSpec, ...]
-    """All outputs but the pushed image."""
+    exports: Exports
+    """What becomes of the result."""
     directories: Mapping[str, Path]
     """What the session serves, by the name that the daemon asks for."""
     attrs: Mapping[str, str]
@@ -102,15 +105,14 @@ class Plan(ABC):
     def work(self, platform: Platform | None, *, directories_session: str) -> Work:
         """What makes the result for one platform; the session named has the directories, "" if it is the solve's."""
 
-    @property
-    def repositories(self) -> tuple[str, ...]:
-        """Names to push to, without tags, none twice."""
-        return tuple(dict.fromkeys(reference.name for reference in self.references))
+    def joint_work(self) -> Work | None:
+        """What makes one result of all platforms, which the daemon then joins; None where there is no such thing."""
+        return None
 
-    def names_of(self, spec: ExporterSpec) -> tuple[Reference, ...]:
-        """Names to write into an OCI layout: the output's own, else the tags of the build."""
-        own = [name for name in spec.attrs.get("name", "").split(",") if name]
-        return tuple(dict.fromkeys(_tagged(name) for name in own or self.request.tags))
+    @property
+    def entitlements(self) -> Sequence[str]:
+        """What the solves ask to be allowed."""
+        return self.request.allow
 
     def shared_key(self, node_id: str) -> str:
         """Differs wherever a directory served differs: the daemon trusts what it has under the same key.
@@ -133,14 +135,17 @@ class DockerfilePlan(Plan):
             attrs |= {f"local-sessionid:{name}": directories_session for name in self.directories}
         return Work(frontend="dockerfile.v0", attrs=attrs)
 
+    def joint_work(self) -> Work | None:
+        work = self.work(None, directories_session="")
+        return replace(work, attrs={**work.attrs, "platform": ",".join(map(str, self.platforms))})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
     """The parts of a plan that are the same for every kind of build."""
 
     platforms: tuple[Platform, ...]
-    references: tuple[Reference, ...]
-    outputs: tuple[ExporterSpec, ...]
+    exports: Exports
     attrs: Mapping[str, str]
 
 
@@ -159,8 +164,7 @@ def plan(request: BuildRequest) -> DockerfilePlan:
     return DockerfilePlan(
         request=request,
         platforms=common.platforms,
-        references=common.references,
-        outputs=common.outputs,
+        exports=common.exports,
         directories=MappingProxyType(directories),
         attrs=MappingProxyType({**attrs, **common.attrs}),
     )
@@ -171,48 +175,18 @@ def plan_common(request: CommonRequest) -> Common:
     platforms = parse_platforms(request.platforms)
     for platform in platforms:
         platform.check_known()
-    references, outputs = _destinations(request)
+    annotations = Annotations.parse(request.annotations, platforms)
+    exports = plan_exports(
+        request.outputs, tags=request.tags, push=request.push, load=request.load, annotations=annotations
+    )
     attrs: dict[str, str] = {}
     for kind, parameters in request.attestations.items():
         if kind not in _ATTESTATIONS:
             raise InvalidOption(f"attestation {kind!r}: expected provenance or sbom")
         attrs[f"attest:{kind}"] = parameters
-    _check_outputs(outputs, platforms)
     if len(platforms) > 1 and any(spec.type != "inline" for spec in request.cache_to):
         raise InvalidOption("cache-to: for several platforms only type=inline is supported yet; others would overwrite")
-    return Common(platforms=platforms, references=references, outputs=outputs, attrs=attrs)
-
-
-def _destinations(request: CommonRequest) -> tuple[tuple[Reference, ...], tuple[ExporterSpec, ...]]:
-    tags = [_tagged(tag) for tag in request.tags]
-    references = list(tags) if request.push else []
-    outputs: list[ExporterSpec] = []
-    for spec in request.outputs:
-        spec.check()
-        if spec.type != "image":
-            outputs.append(spec)
-            continue
-        names = [name for name in spec.attrs.get("name", "").split(",") if name]
-        named = [_tagged(name) for name in names] or tags
-        if not _true(spec.attrs.get("push")):
-            outputs.append(spec)
-            continue
-        unknown = sorted(set(spec.attrs) - {"name", "push", "oci-mediatypes"})
-        if unknown:
-            raise InvalidOption(f"output type=image,push=true: {unknown[0]} is not supported yet")
-        if not named:
-            raise InvalidOption("output type=image,push=true: needs name=... or a tag")
-        references += named
-    if request.push and not tags:
-        raise InvalidOption("push: needs at least one tag")
-    return tuple(dict.fromkeys(references)), tuple(outputs)
-
-
-def _tagged(text: str) -> Reference:
-    reference = Reference.parse_normalized(text)
-    if reference.digest is not None:
-        raise InvalidReference(f"tag {text!r}: a name to write cannot have a digest")
-    return reference.with_tag(reference.tag_or_latest)
+    return Common(platforms=platforms, exports=exports, attrs=attrs)
 
 
 def _sources(request: BuildRequest) -> tuple[dict[str, str], dict[str, Path]]:
@@ -284,23 +258,3 @@ def _checked_dockerfile(path: Path) -> Path:
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
     raise InvalidOption(f"Dockerfile: {path} {why}; name another with --file (dockerfile=...)")
-
-
-def _check_outputs(outputs: Sequence[ExporterSpec], platforms: Sequence[Platform]) -> None:
-    destinations = [spec.dest for spec in outputs if spec.dest is not None]
-    for dest in destinations:
-        if destinations.count(dest) > 1:
-            raise InvalidOption(f"output dest={dest}: two outputs have the same destination")
-    for spec in outputs:
-        if spec.type == "docker" and spec.dest is None:
-            raise InvalidOption("output type=docker: dest is missing; loading into an engine is not supported yet")
-        if spec.type in {"docker", "tar"} and len(platforms) > 1:
-            raise InvalidOption(
-                f"output type={spec.type}: holds one platform, {len(platforms)} were asked for; "
-                "use type=oci or type=local"
-            )
-
-
-def _true(value: str | None) -> bool:
-    """Go's notion of an exporter's flag: present and empty is true."""
-    return value is not None and value in {"", "1", "t", "T", "true", "TRUE", "True"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class PlatformResult:
     cached: int
     total: int
     """Vertexes from the cache, and all of them."""
+    response: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """What the exporters of the solve answered, as it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,8 @@ class BuildResult:
     """Wall time of the whole build."""
     publish_seconds: float
     """From the end of the slowest solve to the last tag written and the last file in place."""
+    notes: tuple[str, ...] = ()
+    """What people should know of it, such as what an engine could not take."""
 
     def metadata(self) -> dict[str, object]:
         """What ``--metadata-file`` writes: docker buildx's keys, and ``buildkit_py.platforms``."""

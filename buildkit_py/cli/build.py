@@ -27,12 +27,19 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     add("-t", "--tag", action="append", default=[], metavar="REF", help="name to write; may be repeated")
     add("--platform", action="append", default=[], metavar="LIST", help="target platforms, comma-separated")
     add("--push", action="store_true", help="push to every --tag")
-    add("-o", "--output", action="append", default=[], metavar="SPEC", help="type=oci|local|tar|docker,dest=PATH")
+    add("--load", action="store_true", help="load into a docker engine")
+    add(
+        *("-o", "--output"),
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="type=image|registry|oci|docker|local|tar|cacheonly,dest=PATH,name=REF,...",
+    )
     add("--target", default="", metavar="STAGE", help="stage to build")
     add("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="build argument")
     add("--build-context", action="append", default=[], metavar="NAME=VALUE", help="named context")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="label of the image")
-    add("--annotation", action="append", default=[], metavar="NAME=VALUE", help="annotation of the index")
+    add("--annotation", action="append", default=[], metavar="NAME=VALUE", help="[LEVEL[PLATFORM]:]NAME=VALUE")
     add("--attest", action="append", default=[], metavar="SPEC", help="attestation: type=sbom|provenance,...")
     add("--provenance", metavar="SPEC", help="short for --attest type=provenance,...; false for none")
     add("--sbom", metavar="SPEC", help="short for --attest type=sbom,...; false for none")
@@ -57,7 +64,7 @@ async def execute(args: argparse.Namespace) -> int:
     """Build; print the digest of what was made, unless that itself goes to stdout."""
     request = _request(args)
     planned = plan(request)  # bad input is told of without a daemon
-    if args.digest_file is not None and not planned.references:
+    if args.digest_file is not None and not planned.exports.references:
         raise InvalidOption("--digest-file: nothing is pushed that could be joined; use --push")
     check_outputs(planned)
     to_stdout = any(spec.dest == "-" for spec in request.outputs)
@@ -71,9 +78,11 @@ async def execute(args: argparse.Namespace) -> int:
     args.logs_shown = shows_logs(mode)
     async with show_progress(mode, sys.stderr) as on_status, open_client(args) as client:
         result = await build(client, request, on_status=on_status)
-    if not (request.push or request.outputs):
+    for note in result.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if not (request.push or request.load or request.outputs):
         print(
-            "warning: no output was asked for: the result stays in the build cache; use --push or --output",
+            "warning: no output was asked for: the result stays in the build cache; use --push, --load or --output",
             file=sys.stderr,
         )
     digest = None if result.descriptor is None else str(result.descriptor.digest)
@@ -107,6 +116,7 @@ def _request(args: argparse.Namespace) -> BuildRequest:
         platforms=args.platform,
         tags=args.tag,
         push=args.push,
+        load=args.load,
         outputs=[ExporterSpec.parse(text) for text in args.output],
         target=args.target,
         build_args=_pairs(args.build_arg, "build-arg", from_environment=True),

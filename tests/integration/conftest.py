@@ -37,6 +37,20 @@ def daemon_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield private.address
 
 
+@pytest.fixture(scope="session")
+def engine_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A docker engine with containerd's image store, other than the daemon of all tests: ``docker:///path``."""
+    with _available(), servers.run_daemon(tmp_path_factory.mktemp("engine"), kind="dockerd") as private:
+        yield private.address
+
+
+@pytest.fixture(scope="session")
+def classic_engine_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A docker engine with the classic image store."""
+    with _available(), servers.run_daemon(tmp_path_factory.mktemp("classic"), classic_store=True) as private:
+        yield private.address
+
+
 @pytest.fixture
 def fresh_daemon(tmp_path: Path) -> Iterator[servers.PrivateDaemon]:
     """A daemon of this test alone, which it may kill."""

@@ -181,7 +181,7 @@ async def test_annotations_of_the_index(daemon_address: str, scratch: Path, name
             platforms=["amd64", "arm64"],
             tags=[name],
             push=True,
-            annotations={"org.opencontainers.image.title": "<x>"},
+            annotations={"index:org.opencontainers.image.title": "<x>"},
         )
         await build(client, request)
     assert (await fetch(name)).annotations == {"org.opencontainers.image.title": "<x>"}

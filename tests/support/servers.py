@@ -13,12 +13,14 @@ import subprocess
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import trustme
 
 from buildkit_py import daemon
+from buildkit_py.daemon import launch
 from buildkit_py.errors import BuildKitError, ConnectFailed
 from tests.support.peers import prefix
 
@@ -95,12 +97,21 @@ def daemon_host() -> str | None:
 
 
 @contextmanager
-def run_daemon(folder: Path) -> Generator[PrivateDaemon]:
+def run_daemon(
+    folder: Path, *, kind: Literal["auto", "buildkitd", "dockerd"] = "auto", classic_store: bool = False
+) -> Generator[PrivateDaemon]:
     """A daemon with its data below folder: buildkitd where there is one, else dockerd; Unavailable without either.
 
-    Runs its coroutines in loops of its own, so it is for fixtures, not for coroutines.
+    classic_store is for a dockerd without containerd's image store. Runs its coroutines in loops of its own, so it is
+    for fixtures, not for coroutines.
     """
-    options = daemon.DaemonOptions(state_dir=folder / "daemon", prefix=prefix())
+    options = daemon.DaemonOptions(state_dir=folder / "daemon", prefix=prefix(), kind=kind)
+    if classic_store:
+        settings = json.loads(launch.dockerd_config(launch.Layout.of(options.state_dir), ()))
+        settings["features"] = {"containerd-snapshotter": False}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "classic.json").write_text(json.dumps(settings))
+        options = replace(options, kind="dockerd", arguments=("--config-file", str(folder / "classic.json")))
     try:
         status = asyncio.run(daemon.start(options))
     except ConnectFailed as error:

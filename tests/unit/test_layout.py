@@ -232,10 +232,16 @@ def test_one_platform_can_be_given_names(merger: LayoutMerger, tmp_path: Path) -
             layout.resolve("2")
 
 
-def test_one_platform_takes_no_annotations_of_an_index(merger: LayoutMerger) -> None:
+def test_one_platform_with_annotations_of_an_index_gets_one(merger: LayoutMerger) -> None:
+    """There is no other place for them; those of what describes the root stand in index.json."""
     send(merger, None, export_of(ARM64).tar())
-    with pytest.raises(InvalidOption, match="more than one platform"):
-        merger.finish([None], annotations={"a": "b"})
+    root = merger.finish([None], annotations={"a": "b"}, descriptor_annotations={"c": "d"})
+    assert root.is_index
+    index = Index.parse(merger.blob_path(root.digest).read_bytes())
+    assert (index.annotations, len(index.images)) == ({"a": "b"}, 1)
+    (entry,) = Index.parse((merger.staging / "index.json").read_bytes()).manifests
+    assert entry.digest == root.digest
+    assert entry.annotations["c"] == "d"
 
 
 def test_streams_may_arrive_at_the_same_time(merger: LayoutMerger, tmp_path: Path) -> None:
