@@ -30,6 +30,7 @@ _USAGE_ERRORS = (InvalidAddress, InvalidDigest, InvalidOption, InvalidPlatform, 
 _COMMANDS = {
     "build": ("build", "build a Dockerfile for one platform or many"),
     "run": ("run", "run an image of a registry on the daemon, per platform"),
+    "llb": ("llb", "look at definitions: dump, draw and compare them"),
     "imagetools": ("imagetools", "look at images and indexes in a registry"),
     "info": ("state", "print the daemon's version"),
     "workers": ("state", "list the daemon's workers and their platforms"),
