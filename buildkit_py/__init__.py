@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from buildkit_py.builder.graph import GraphRequest
     from buildkit_py.builder.request import BuildRequest
     from buildkit_py.builder.result import BuildResult, PlatformResult
+    from buildkit_py.builder.transfers import TransferCounts
     from buildkit_py.client import Client, SolveRequest, SolveResult, connect
     from buildkit_py.digest import Digest
     from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
@@ -30,6 +31,7 @@ __all__ = [
     "GraphRequest",
     "BuildResult",
     "PlatformResult",
+    "TransferCounts",
     "run",
     "RunRequest",
     "RunResult",
@@ -54,7 +56,7 @@ __all__ = [
 
 # Loaded at their first use: a command imports this package on its way to the few modules that it needs.
 _HOMES = {
-    "builder": ("build", "BuildRequest", "GraphRequest", "BuildResult", "PlatformResult"),
+    "builder": ("build", "BuildRequest", "GraphRequest", "BuildResult", "PlatformResult", "TransferCounts"),
     "client": ("connect", "Client", "SolveRequest", "SolveResult"),
     "digest": ("Digest",),
     "options": ("CacheSpec", "ExporterSpec", "SecretSpec", "SSHSpec"),

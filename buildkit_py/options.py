@@ -86,12 +86,20 @@ class ExporterSpec:
             raise InvalidOption("output type=local: dest must be a directory")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_CREDENTIALS = frozenset({"token", "ghtoken", "access_key_id", "secret_access_key", "session_token"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheSpec:
-    """One cache to import from or export to."""
+    """One cache to import from or export to: ``registry``, ``local``, ``inline``, ``gha``, ``s3`` or ``azblob``."""
 
     type: str
     attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Attributes as the daemon gets them, except for what says where a local cache is on this machine."""
+
+    def __repr__(self) -> str:
+        shown = {key: "..." if key in _CREDENTIALS else value for key, value in self.attrs.items()}
+        return f"CacheSpec(type={self.type!r}, attrs={shown!r})"
 
     @classmethod
     def parse(cls, text: str) -> CacheSpec:
@@ -101,14 +109,28 @@ class CacheSpec:
             return cls(type="registry", attrs=MappingProxyType({"ref": fields[0][0]}))
         attrs: dict[str, str] = {}
         for key, value in fields:
+            # The text is not repeated: it may hold credentials.
             if value is None:
-                raise InvalidOption(f"cache {text!r}: {key!r} is not key=value")
+                raise InvalidOption(f"cache {key!r}: expected key=value")
+            if key in attrs:
+                raise InvalidOption(f"cache: {key} is given twice")
             attrs[key] = value
         kind = attrs.pop("type", "")
-        if kind not in _CACHES:
-            known = ", ".join(sorted(_CACHES))
-            raise InvalidOption(f"cache {text!r}: unknown type {kind!r}; expected one of {known}")
-        return cls(type=kind, attrs=MappingProxyType(attrs))
+        if not kind:
+            raise InvalidOption("cache: type=... is missing")
+        spec = cls(type=kind, attrs=MappingProxyType(attrs))
+        spec.check("cache")
+        return spec
+
+    def check(self, option: str) -> None:
+        """Raise InvalidOption, naming the option, for an unknown type or mode, or a registry cache without ref."""
+        if self.type not in _CACHES:
+            raise InvalidOption(f"{option}: unknown type {self.type!r}; expected one of {', '.join(sorted(_CACHES))}")
+        if self.type == "registry" and not self.attrs.get("ref"):
+            raise InvalidOption(f"{option} type=registry: ref=... is missing")
+        if self.attrs.get("mode", "min") not in {"min", "max"}:
+            # Daemons take anything else for min, which then looks like a cache that does not work.
+            raise InvalidOption(f"{option} type={self.type}: mode={self.attrs['mode']}: expected min or max")
 
 
 SecretCallback: TypeAlias = "Callable[[], bytes | Awaitable[bytes]]"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from buildkit_py import builder
 from buildkit_py import client as aio
-from buildkit_py.builder import BuildRequest, BuildResult, GraphRequest, StatusCallback
+from buildkit_py.builder import BuildRequest, BuildResult, GraphRequest, StatusCallback, TransferCallback
 from buildkit_py.client import SolveRequest, SolveResult, StatusHandler
 from buildkit_py.progress import StatusUpdate
 from buildkit_py.records import DaemonInfo, UsageRecord, Worker
@@ -100,6 +100,7 @@ class Client:
         credentials: CredentialStore | None = None,
         registry_config: RegistryConfig | None = None,
         on_status: StatusCallback | None = None,
+        on_transfer: TransferCallback | None = None,
     ) -> BuildResult:
         """Build a Dockerfile or a graph for one platform or many; see :func:`buildkit_py.build`."""
         return self._loop.call(
@@ -109,6 +110,7 @@ class Client:
                 credentials=credentials,
                 registry_config=registry_config,
                 on_status=on_status,
+                on_transfer=on_transfer,
             )
         )
 

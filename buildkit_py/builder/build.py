@@ -15,6 +15,9 @@ from buildkit_py.builder.outputs import ClientOutputs, receiver
 from buildkit_py.builder.registries import OpenRegistries
 from buildkit_py.builder.request import BuildRequest, Plan, Work, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
+from buildkit_py.builder.services import ClientServices
+from buildkit_py.builder.streams import open_streams
+from buildkit_py.builder.transfers import TransferCallback, watched
 from buildkit_py.client import Client, SolveRequest, SolveResult
 from buildkit_py.errors import (
     BuildErrors,
@@ -30,7 +33,6 @@ from buildkit_py.platforms import Platform
 from buildkit_py.progress import StatusUpdate
 from buildkit_py.session.attachable import Attachable
 from buildkit_py.session.auth import Auth
-from buildkit_py.session.filesync import FileSync, LocalDir
 from buildkit_py.session.server import Session
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ async def build(
     credentials: CredentialStore | None = None,
     registry_config: RegistryConfig | None = None,
     on_status: StatusCallback | None = None,
+    on_transfer: TransferCallback | None = None,
 ) -> BuildResult:
     """Build a Dockerfile or a graph for every platform of the request, one solve each, and publish what was asked for.
 
@@ -71,8 +74,12 @@ async def build(
     cancels the others; its SolveError is raised, or BuildErrors when several failed by themselves. Nothing is
     published then: no tag is moved and no file of an earlier build is touched. Cancelling does the same.
     credentials defaults to those of docker and Podman, registry_config to the settings of this machine.
+    on_transfer is told, ten times a second, how far files have come on their way to the daemon.
     """
-    checked = plan(request) if isinstance(request, BuildRequest) else await _plan_graph(client, request)
+    if isinstance(request, BuildRequest):
+        checked: Plan = plan(await open_streams(request))
+    else:
+        checked = await _plan_graph(client, request)
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         insecure = [
@@ -88,8 +95,10 @@ async def build(
             keeps = await open_keeping(client, checked, outputs)
             stack.push_async_callback(keeps.discard)
         auth = Auth(registries.credentials, registry_config)
-        run = _Run(client, checked, registries, outputs, keeps, auth, on_status)
-        solved = await run.solve_all()
+        services = await asyncio.to_thread(ClientServices, checked)
+        run = _Run(client, checked, registries, outputs, keeps, auth, services, on_status)
+        async with watched(services.transfers, on_transfer):
+            solved = await run.solve_all()
         descriptor = await run.publish(solved)
     ended = time.monotonic()
     return BuildResult(
@@ -99,6 +108,7 @@ async def build(
         notes=() if keeps is None else tuple(keeps.notes),
         seconds=ended - started,
         publish_seconds=ended - max(entry.ended for entry in solved),
+        transfers=services.transfers(),
     )
 
 
@@ -124,6 +134,7 @@ class _Run:
         outputs: ClientOutputs,
         keeps: Keeping | None,
         auth: Auth,
+        services: ClientServices,
         on_status: StatusCallback | None,
     ) -> None:
         self._client = client
@@ -134,14 +145,14 @@ class _Run:
         self._keeps = keeps
         self._on_status = on_status
         self._auth = auth
+        self._services = services
         self._attachables: Sequence[Attachable] = ()
         self._shared_key = ""
 
     async def solve_all(self) -> tuple[_Solved, ...]:
         """Solve all platforms at once over one session, so that the context crosses once."""
         plan_ = self._plan
-        sources = FileSync({name: LocalDir(path) for name, path in plan_.directories.items()})
-        self._attachables = [sources, self._auth]
+        self._attachables = [*self._services.attachables, self._auth]
         self._shared_key = plan_.shared_key(await asyncio.to_thread(node_id))
         async with self._open_session() as session:
             try:
@@ -177,7 +188,7 @@ class _Run:
                 # its own for them; where the frontend can be told so, its directories still come from the shared one.
                 own = await stack.enter_async_context(self._open_session(receiving))
             work = self._plan.work(platform, directories_session="" if own is session else session.id)
-            request = self._request(work, exporters, platform, cache_exports=self._plan.request.cache_to)
+            request = self._request(work, exporters, platform, cache_exports=self._services.cache_exports(platform))
             result = await self._ask(request, own, platform)
             ended = time.monotonic()
         pushed: list[Pushed] = []
@@ -215,7 +226,7 @@ class _Run:
             definition=work.definition,
             result_metadata=work.metadata,
             exporters=exporters,
-            cache_imports=self._plan.request.cache_from,
+            cache_imports=self._services.cache_imports(platform),
             cache_exports=cache_exports,
             entitlements=self._plan.entitlements,
             label="" if platform is None else str(platform),
@@ -265,6 +276,8 @@ class _Run:
 
     async def publish(self, solved: Sequence[_Solved]) -> Descriptor | None:
         """Files first, tags last: a build that cannot write its files moves no tag."""
+        for entry in solved:
+            await asyncio.to_thread(self._services.publish_caches, entry.platform, entry.result.response)
         order = [entry.platform for entry in solved]
         roots = [await self._outputs.publish(order)]
         if self._keeps is not None:

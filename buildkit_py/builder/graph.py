@@ -10,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from buildkit_py.builder.request import CommonRequest, Plan, Work, checked_directory, plan_common
+from buildkit_py.builder.contexts import checked_directory
+from buildkit_py.builder.request import CommonRequest, Plan, Work, plan_common
 from buildkit_py.errors import InvalidOption
 from buildkit_py.platforms import Platform
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,19 +11,19 @@ from pathlib import Path
 from types import MappingProxyType
 
 from buildkit_py.builder.annotations import Annotations
+from buildkit_py.builder.caches import plan_caches
+from buildkit_py.builder.contexts import ClientSources, Context, DockerfileSource, is_git_over_ssh, plan_sources
 from buildkit_py.builder.exports import Exports, plan_exports
-from buildkit_py.errors import InvalidOption, InvalidReference
-from buildkit_py.options import CacheSpec, ExporterSpec
+from buildkit_py.builder.services import check_services
+from buildkit_py.errors import InvalidOption
+from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
 from buildkit_py.platforms import Platform, parse_platforms
-from buildkit_py.reference import Reference
+from buildkit_py.session.policy import SourceDecider
 
 DEFAULT_PROVENANCE = "mode=min,inline-only=true"
 """What docker buildx asks for when nobody says anything."""
 
-_URL = re.compile(r"(?:https?|git|ssh)://|git@|github\.com/")
-_NAMED_CONTEXT_SCHEMES = ("docker-image://", "http://", "https://", "git://", "git@", "ssh://", "input:")
 _ATTESTATIONS = frozenset({"provenance", "sbom"})
-_MISSING = (errno.ENOENT, errno.ENOTDIR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +48,16 @@ class CommonRequest:
     )
     """Parameters by attestation type, ``provenance`` or ``sbom``."""
     cache_from: Sequence[CacheSpec] = ()
+    """Caches to use. For several platforms each means that of every platform beside the one it names."""
     cache_to: Sequence[CacheSpec] = ()
+    """Caches to write. For several platforms each has its own: a tag, name or scope with the platform appended, such
+    as ``:cache-linux-arm64``."""
+    secrets: Sequence[SecretSpec] = ()
+    """What steps may mount, and what git and http sources log in with, such as ``GIT_AUTH_TOKEN``."""
+    ssh: Sequence[SSHSpec] = ()
+    """Agents and keys that steps and git sources may sign with."""
+    source_policy: SourceDecider | None = None
+    """Decides about every source of the build. A daemon that cannot ask it is refused."""
     allow: Sequence[str] = ()
     """Entitlements, such as ``network.host``."""
 
@@ -59,16 +66,19 @@ class CommonRequest:
 class BuildRequest(CommonRequest):
     """A Dockerfile build for one platform or many."""
 
-    context: str | os.PathLike[str] = "."
-    """Directory, or the URL of a git repository or tarball, which the daemon fetches."""
-    dockerfile: str | os.PathLike[str] | None = None
-    """Path of the Dockerfile; within the context of a URL it is relative to that. Default: ``Dockerfile`` in
-    the context."""
+    context: Context = "."
+    """Directory, or the URL of a git repository (``URL#ref:subdir``) or tarball, which the daemon fetches. Also bytes
+    or a binary stream, and ``-`` for standard input: a tar archive, or a Dockerfile without a context. None is an
+    empty directory."""
+    dockerfile: DockerfileSource = None
+    """Path of the Dockerfile; within a context that is no directory a relative one is looked for there. Bytes or a
+    binary stream, and ``-`` for standard input, are its content. Default: ``Dockerfile`` in the context."""
     target: str = ""
     """Stage to build; empty is the last one."""
     build_args: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     build_contexts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Named contexts: a directory, ``docker-image://REFERENCE`` or a URL, by the name that FROM uses."""
+    """Named contexts by the name that FROM uses: a directory, ``docker-image://REFERENCE``,
+    ``oci-layout://PATH[:TAG][@DIGEST]``, or the URL of a git repository or file."""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     no_cache: bool = False
     pull: bool = False
@@ -100,6 +110,8 @@ class Plan(ABC):
     """What the session serves, by the name that the daemon asks for."""
     attrs: Mapping[str, str]
     """Frontend attributes that all platforms share."""
+    sources: ClientSources = field(default_factory=ClientSources)
+    """What else of this machine the session serves."""
 
     @abstractmethod
     def work(self, platform: Platform | None, *, directories_session: str) -> Work:
@@ -119,7 +131,9 @@ class Plan(ABC):
 
         node_id tells this machine from others that build on the same daemon.
         """
-        served = "\0".join([node_id, *(f"{name}={path}" for name, path in sorted(self.directories.items()))])
+        # What is in memory alone is as old as its build, and is sent each time.
+        places = {**dict.fromkeys(self.sources.files, ""), **self.directories}
+        served = "\0".join([node_id, *(f"{name}={path}" for name, path in sorted(places.items()))])
         return hashlib.sha256(served.encode(errors="surrogateescape")).hexdigest()
 
 
@@ -132,7 +146,8 @@ class DockerfilePlan(Plan):
         if platform is not None:
             attrs["platform"] = str(platform)
         if directories_session:
-            attrs |= {f"local-sessionid:{name}": directories_session for name in self.directories}
+            names = (*self.directories, *self.sources.files)
+            attrs |= {f"local-sessionid:{name}": directories_session for name in names}
         return Work(frontend="dockerfile.v0", attrs=attrs)
 
     def joint_work(self) -> Work | None:
@@ -150,9 +165,15 @@ class Common:
 
 
 def plan(request: BuildRequest) -> DockerfilePlan:
-    """Check a request; raise InvalidOption, InvalidPlatform or InvalidReference for the first thing wrong."""
+    """Check a request; raise InvalidOption, InvalidPlatform or InvalidReference for the first thing wrong.
+
+    Its streams must have been opened, see open_streams().
+    """
+    if not request.ssh and is_git_over_ssh(request.context) and os.environ.get("SSH_AUTH_SOCK"):
+        request = replace(request, ssh=(SSHSpec(),))
     common = plan_common(request)
-    attrs, directories = _sources(request)
+    sources = plan_sources(request.context, request.dockerfile, request.build_contexts)
+    attrs = sources.attrs
     attrs |= {f"build-arg:{name}": value for name, value in request.build_args.items()}
     attrs |= {f"label:{name}": value for name, value in request.labels.items()}
     if request.target:
@@ -165,8 +186,9 @@ def plan(request: BuildRequest) -> DockerfilePlan:
         request=request,
         platforms=common.platforms,
         exports=common.exports,
-        directories=MappingProxyType(directories),
+        directories=MappingProxyType(sources.directories),
         attrs=MappingProxyType({**attrs, **common.attrs}),
+        sources=sources.served(),
     )
 
 
@@ -184,77 +206,6 @@ def plan_common(request: CommonRequest) -> Common:
         if kind not in _ATTESTATIONS:
             raise InvalidOption(f"attestation {kind!r}: expected provenance or sbom")
         attrs[f"attest:{kind}"] = parameters
-    if len(platforms) > 1 and any(spec.type != "inline" for spec in request.cache_to):
-        raise InvalidOption("cache-to: for several platforms only type=inline is supported yet; others would overwrite")
+    plan_caches(request.cache_from, request.cache_to, platforms)
+    check_services(request.secrets, request.ssh)
     return Common(platforms=platforms, exports=exports, attrs=attrs)
-
-
-def _sources(request: BuildRequest) -> tuple[dict[str, str], dict[str, Path]]:
-    """Attributes and served directories for the context, the Dockerfile and the named contexts."""
-    attrs: dict[str, str] = {}
-    directories: dict[str, Path] = {}
-    context = os.fspath(request.context)
-    if not context:
-        raise InvalidOption("context: must not be empty; '.' is this directory")
-    if _URL.match(context):
-        attrs["context"] = context
-        attrs["filename"] = os.fspath(request.dockerfile) if request.dockerfile else "Dockerfile"
-    else:
-        root = checked_directory(context, "context")
-        directories["context"] = root
-        path = Path(request.dockerfile) if request.dockerfile else _default_dockerfile(root)
-        directories["dockerfile"] = _checked_dockerfile(path).parent
-        attrs["filename"] = path.name
-    for name, value in request.build_contexts.items():
-        key = _context_name(name)
-        if value.startswith(_NAMED_CONTEXT_SCHEMES):
-            attrs[f"context:{key}"] = value
-        elif value.startswith("oci-layout://"):
-            raise InvalidOption(f"build context {name}: oci-layout:// is not supported yet")
-        elif "://" in value:
-            raise InvalidOption(f"build context {name}: unknown scheme in {value!r}")
-        else:
-            local = f"named-{key}" if key in {"context", "dockerfile"} else key
-            directories[local] = checked_directory(value, f"build context {name}")
-            attrs[f"context:{key}"] = f"local:{local}"
-    return attrs, directories
-
-
-def _context_name(name: str) -> str:
-    """The name that the frontend looks for: familiar, without ``:latest``; a stage name stays as it is."""
-    if not name:
-        raise InvalidOption("build context: the name must not be empty")
-    try:
-        reference = Reference.parse_normalized(name)
-    except InvalidReference:
-        return name
-    return reference.familiar.removesuffix(":latest")
-
-
-def checked_directory(text: str, option: str) -> Path:
-    path = Path(text)
-    try:
-        resolved = path.resolve(strict=True)
-        if not resolved.is_dir():
-            raise InvalidOption(f"{option}: {text} is not a directory")
-    except OSError as error:
-        what = "does not exist" if error.errno in _MISSING else f"cannot be read: {error.strerror}"
-        raise InvalidOption(f"{option}: {text} {what}") from error
-    return resolved
-
-
-def _default_dockerfile(context: Path) -> Path:
-    lower = context / "dockerfile"
-    path = context / "Dockerfile"
-    return lower if not path.exists() and lower.exists() else path
-
-
-def _checked_dockerfile(path: Path) -> Path:
-    try:
-        if path.is_file():
-            with path.open("rb"):
-                return path.absolute()
-        why = "is not a file" if path.exists() else "does not exist"
-    except OSError as error:
-        why = f"cannot be read: {error.strerror}"
-    raise InvalidOption(f"Dockerfile: {path} {why}; name another with --file (dockerfile=...)")

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from buildkit_py.builder.transfers import TransferCounts
     from buildkit_py.digest import Digest
     from buildkit_py.oci import Descriptor
     from buildkit_py.platforms import Platform
@@ -55,6 +56,8 @@ class BuildResult:
     """From the end of the slowest solve to the last tag written and the last file in place."""
     notes: tuple[str, ...] = ()
     """What people should know of it, such as what an engine could not take."""
+    transfers: tuple[TransferCounts, ...] = ()
+    """What crossed to the daemon: directories, streams, and blobs of layouts and local caches."""
 
     def metadata(self) -> dict[str, object]:
         """What ``--metadata-file`` writes: docker buildx's keys, and ``buildkit_py.platforms``."""

@@ -12,18 +12,19 @@ from types import MappingProxyType
 from buildkit_py.builder import BuildRequest, BuildResult, build
 from buildkit_py.builder.outputs import check_outputs
 from buildkit_py.builder.request import DEFAULT_PROVENANCE, plan
+from buildkit_py.builder.streams import open_streams
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.files import check_writable, write_text
 from buildkit_py.cli.progress import show_progress, shows_logs
 from buildkit_py.errors import InvalidOption
-from buildkit_py.options import CacheSpec, ExporterSpec, parse_fields
+from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec, parse_fields
 
 
 def configure(name: str, parser: argparse.ArgumentParser) -> None:
     """Add the arguments, spelt as docker buildx spells them."""
     add = parser.add_argument
-    add("context", nargs="?", default=".", metavar="PATH|URL", help="context (default: this directory)")
-    add("-f", "--file", metavar="PATH", help="Dockerfile (default: PATH/Dockerfile)")
+    add("context", nargs="?", default=".", metavar="PATH|URL|-", help="context (default: this directory)")
+    add("-f", "--file", metavar="PATH", help="Dockerfile (default: PATH/Dockerfile); - is standard input")
     add("-t", "--tag", action="append", default=[], metavar="REF", help="name to write; may be repeated")
     add("--platform", action="append", default=[], metavar="LIST", help="target platforms, comma-separated")
     add("--push", action="store_true", help="push to every --tag")
@@ -38,6 +39,8 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     add("--target", default="", metavar="STAGE", help="stage to build")
     add("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="build argument")
     add("--build-context", action="append", default=[], metavar="NAME=VALUE", help="named context")
+    add("--secret", action="append", default=[], metavar="SPEC", help="id=ID[,src=FILE|,env=NAME] for RUN to mount")
+    add("--ssh", action="append", default=[], metavar="SPEC", help="default or ID=SOCKET|KEY,... for RUN to sign with")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="label of the image")
     add("--annotation", action="append", default=[], metavar="NAME=VALUE", help="[LEVEL[PLATFORM]:]NAME=VALUE")
     add("--attest", action="append", default=[], metavar="SPEC", help="attestation: type=sbom|provenance,...")
@@ -62,7 +65,7 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
 
 async def execute(args: argparse.Namespace) -> int:
     """Build; print the digest of what was made, unless that itself goes to stdout."""
-    request = _request(args)
+    request = await open_streams(_request(args))
     planned = plan(request)  # bad input is told of without a daemon
     if args.digest_file is not None and not planned.exports.references:
         raise InvalidOption("--digest-file: nothing is pushed that could be joined; use --push")
@@ -128,6 +131,8 @@ def _request(args: argparse.Namespace) -> BuildRequest:
         pull=args.pull,
         cache_from=[CacheSpec.parse(text) for text in args.cache_from],
         cache_to=[CacheSpec.parse(text) for text in args.cache_to],
+        secrets=[SecretSpec.parse(text) for text in args.secret],
+        ssh=[SSHSpec.parse(text) for text in args.ssh],
         allow=args.allow,
     )
 

@@ -87,9 +87,7 @@ def _source(spec: SecretSpec, environ: Mapping[str, str]) -> _Source:
         return _function(spec.id, spec.value)
     if spec.env is not None or (spec.file is None and spec.id in environ):
         name = spec.env if spec.env is not None else spec.id
-        if name not in environ:
-            _LOG.warning("secret %s: environment variable %s is not set: the secret is empty", spec.id, name)
-        return _constant(spec.id, os.fsencode(environ.get(name, "")))
+        return _constant(spec.id, os.fsencode(environ[name])) if name in environ else _unset(spec.id, name)
     return _file(spec)
 
 
@@ -99,6 +97,14 @@ def _constant(name: str, value: bytes) -> _Source:
 
     async def read() -> bytes:
         return value
+
+    return read
+
+
+def _unset(name: str, variable: str) -> _Source:
+    async def read() -> bytes:
+        _LOG.warning("secret %s: environment variable %s is not set: the secret is empty", name, variable)
+        return b""
 
     return read
 

@@ -54,13 +54,19 @@ class CommandLine:
             env["BUILDKIT_HOST"] = self.address
         return env | dict(extra or {})
 
-    def __call__(self, *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Done:
-        """Run to the end; fails the test when that takes too long."""
+    def __call__(
+        self,
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: bytes | None = None,
+    ) -> Done:
+        """Run to the end, with stdin through a pipe where it is given; fails the test when that takes too long."""
         done = subprocess.run(
             [*_COMMAND, *map(str, args)],
             env=self.environment(env),
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            input=stdin or b"",
             capture_output=True,
             check=False,
             timeout=SECONDS,

@@ -1,0 +1,231 @@
+"""Where a Dockerfile build takes its files from: the context, the Dockerfile, and contexts by name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
+
+from buildkit_py.errors import InvalidOption, InvalidReference
+from buildkit_py.reference import Reference
+
+if TYPE_CHECKING:
+    from buildkit_py.session.upload import Readable, Replay
+
+_URL = re.compile(r"(?:https?|git|ssh)://|[A-Za-z0-9_-]+@[A-Za-z0-9.-]+:|github\.com/")
+_GIT_SSH = re.compile(r"ssh://|(?:git|[A-Za-z0-9_-]+)@[A-Za-z0-9.-]+:")
+_IMAGE = "docker-image://"
+_LAYOUT = "oci-layout://"
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+
+Context: TypeAlias = "str | os.PathLike[str] | bytes | Readable | Replay | None"
+DockerfileSource: TypeAlias = "str | os.PathLike[str] | bytes | Readable | None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSources:
+    """What the session serves besides the directories of a build."""
+
+    files: Mapping[str, Mapping[str, bytes]] = field(default_factory=lambda: MappingProxyType({}))
+    """Directories that exist in memory alone, by the name that the daemon asks for: content by path."""
+    uploads: Mapping[str, Replay] = field(default_factory=lambda: MappingProxyType({}))
+    """Streams by the URL that the daemon reads."""
+    layouts: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    """OCI layouts by the id of their content store."""
+
+
+@dataclass(slots=True)
+class DockerfileSources:
+    """What a Dockerfile build is told of its files, and what must be served for it."""
+
+    attrs: dict[str, str] = field(default_factory=dict[str, str])
+    """Attributes of the frontend."""
+    directories: dict[str, Path] = field(default_factory=dict[str, Path])
+    files: dict[str, Mapping[str, bytes]] = field(default_factory=dict[str, Mapping[str, bytes]])
+    uploads: dict[str, Replay] = field(default_factory=dict[str, "Replay"])
+    layouts: dict[str, Path] = field(default_factory=dict[str, Path])
+
+    def served(self) -> ClientSources:
+        """All but the directories."""
+        return ClientSources(
+            files=MappingProxyType(self.files),
+            uploads=MappingProxyType(self.uploads),
+            layouts=MappingProxyType(self.layouts),
+        )
+
+
+def plan_sources(context: Context, dockerfile: DockerfileSource, named: Mapping[str, str]) -> DockerfileSources:
+    """Check where all files come from; raise InvalidOption for the first that does not exist or makes no sense.
+
+    Streams must have been opened: context is a path, a URL, an archive as a Replay, or None; dockerfile a path or
+    its content.
+    """
+    found = DockerfileSources()
+    _add_context(found, context, dockerfile)
+    for name, value in named.items():
+        _add_named(found, name, value)
+    return found
+
+
+def is_git_over_ssh(context: Context) -> bool:
+    """Whether the daemon needs an ssh agent to fetch the context."""
+    return isinstance(context, str) and not Path(context).is_dir() and _GIT_SSH.match(context) is not None
+
+
+def _add_context(found: DockerfileSources, context: Context, dockerfile: DockerfileSource) -> None:
+    inline = dockerfile if isinstance(dockerfile, bytes) else None
+    path = None if dockerfile is None or inline is not None else os.fspath(_path_like(dockerfile, "dockerfile"))
+    if path == "":
+        raise InvalidOption("dockerfile: must not be empty")
+    found.attrs["filename"] = "Dockerfile"
+    if inline is not None:
+        if not inline.strip():
+            raise InvalidOption("dockerfile: its content is empty")
+        found.files["dockerfile"] = {"Dockerfile": inline}
+    if context is None:
+        if inline is None:
+            raise InvalidOption("context: none is given, so the Dockerfile must be given as its content")
+        found.files["context"] = {}
+        return
+    if isinstance(context, (str, os.PathLike)):
+        text = os.fspath(context)
+        if not text:
+            raise InvalidOption("context: must not be empty; '.' is this directory")
+        if not _URL.match(text) or Path(text).is_dir():
+            root = found.directories["context"] = checked_directory(text, "context")
+            if inline is None:
+                _add_dockerfile(found, Path(path) if path is not None else _default_dockerfile(root))
+            return
+        found.attrs["context"] = text
+    else:
+        from buildkit_py.session.upload import Replay, new_url
+
+        if not isinstance(context, Replay):
+            raise TypeError("streams are opened before they are planned with")
+        url = new_url()
+        found.uploads[url] = context
+        found.attrs["context"] = url
+    # The daemon unpacks the context, and looks for the Dockerfile in it unless told of another place.
+    if path is not None and Path(path).is_absolute():
+        _add_dockerfile(found, Path(path))
+    elif path is not None:
+        found.attrs["filename"] = path
+    if "dockerfile" in found.directories or inline is not None:
+        found.attrs["dockerfilekey"] = "dockerfile"
+
+
+def _path_like(value: object, option: str) -> str | os.PathLike[str]:
+    if isinstance(value, (str, os.PathLike)):
+        return value  # pyright: ignore[reportUnknownVariableType]  # of str, as all paths here are
+    raise TypeError(f"{option}: streams are opened before they are planned with")
+
+
+def _add_dockerfile(found: DockerfileSources, path: Path) -> None:
+    path = _checked_dockerfile(path)
+    found.directories["dockerfile"] = path.parent
+    found.attrs["filename"] = path.name
+
+
+def _add_named(found: DockerfileSources, name: str, value: str) -> None:
+    key = _context_name(name)
+    option = f"build context {name}"
+    if value.startswith(_LAYOUT):
+        found.attrs[f"context:{key}"] = _layout_context(found, value.removeprefix(_LAYOUT), option)
+    elif value.startswith((_IMAGE, "input:")) or _URL.match(value):
+        if value.startswith(_IMAGE) and value != f"{_IMAGE}scratch":
+            try:
+                Reference.parse_normalized(value.removeprefix(_IMAGE))
+            except InvalidReference as error:
+                raise InvalidOption(f"{option}: {error}") from error
+        found.attrs[f"context:{key}"] = value
+    elif "://" in value:
+        raise InvalidOption(
+            f"{option}: unknown scheme in {value!r}; expected a directory, docker-image://, oci-layout:// or a URL"
+        )
+    else:
+        local = f"named-{key}" if key in {"context", "dockerfile"} else key
+        found.directories[local] = checked_directory(value, option)
+        found.attrs[f"context:{key}"] = f"local:{local}"
+
+
+def _layout_context(found: DockerfileSources, text: str, option: str) -> str:
+    """``PATH[:TAG][@DIGEST]`` as the daemon gets it: the id of a store, and a digest in any case."""
+    import secrets
+
+    from buildkit_py.digest import Digest
+    from buildkit_py.errors import BuildKitError, InvalidDigest
+    from buildkit_py.layout import open_layout
+
+    where, _, digest = text.rpartition("@")
+    try:
+        wanted = Digest.parse(digest) if where else None
+    except InvalidDigest:
+        wanted = None
+    where = where if wanted is not None else text
+    path, colon, tag = where.rpartition(":")
+    if not colon or "/" in tag or not tag:
+        path, tag = where, ""
+    root = checked_directory(path, option)
+    try:
+        with open_layout(root) as layout:
+            if wanted is None:
+                named = tag or ("latest" if len({entry.digest for entry in layout.index.manifests}) > 1 else None)
+                wanted = layout.resolve(named).digest
+            elif not layout.has(wanted):
+                raise InvalidOption(f"layout {root}: has no {wanted}")
+    except InvalidOption as error:
+        raise InvalidOption(f"{option}: {error}") from error
+    except BuildKitError as error:
+        raise InvalidOption(f"{option}: {error}") from error
+    store = secrets.token_hex(8)
+    found.layouts[store] = root
+    return f"{_LAYOUT}{store}{f':{tag}' if tag else ''}@{wanted}"
+
+
+def _context_name(name: str) -> str:
+    """The name that the frontend looks for: familiar, without ``:latest``; a stage name stays as it is."""
+    if not name:
+        raise InvalidOption("build context: the name must not be empty")
+    try:
+        reference = Reference.parse_normalized(name)
+    except InvalidReference:
+        return name
+    return reference.familiar.removesuffix(":latest")
+
+
+def checked_directory(text: str, option: str) -> Path:
+    """The directory without symlinks; option names it in the InvalidOption for one that cannot be used."""
+    path = Path(text)
+    try:
+        resolved = path.resolve(strict=True)
+        if not resolved.is_dir():
+            raise InvalidOption(f"{option}: {text} is not a directory")
+    except OSError as error:
+        what = "does not exist" if error.errno in _MISSING else f"cannot be read: {error.strerror}"
+        raise InvalidOption(f"{option}: {text} {what}") from error
+    return resolved
+
+
+def _default_dockerfile(context: Path) -> Path:
+    lower = context / "dockerfile"
+    path = context / "Dockerfile"
+    return lower if not path.exists() and lower.exists() else path
+
+
+def _checked_dockerfile(path: Path) -> Path:
+    try:
+        if path.is_file():
+            with path.open("rb"):
+                path = path.absolute()
+                # Symlinks are not followed out of what is served, so a link to elsewhere is served from there.
+                target = path.resolve()
+                return path if target.is_relative_to(path.parent.resolve()) else target
+        why = "is not a file" if path.exists() else "does not exist"
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    raise InvalidOption(f"Dockerfile: {path} {why}; name another with --file (dockerfile=...)")

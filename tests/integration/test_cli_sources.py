@@ -1,0 +1,165 @@
+"""What ``buildkit-py build`` takes from standard input, secrets, agents and caches, as a process."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import CommandLine
+
+pytestmark = pytest.mark.daemon
+
+
+@pytest.fixture
+def cli(daemon_address: str, tmp_path: Path) -> CommandLine:
+    return CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
+
+
+def archive(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_a_dockerfile_on_standard_input(cli: CommandLine, tmp_path: Path) -> None:
+    """Alone, and beside a directory."""
+    done = cli("build", "-", "-q", "-o", tmp_path / "out", stdin=b"FROM scratch\nCOPY <<EOF /made\nx\nEOF\n")
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "out" / "made").read_text() == "x\n"
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "file").write_text("content")
+    done = cli("build", context, "-q", "-f", "-", "-o", tmp_path / "out", stdin=b"FROM scratch\nCOPY file /\n")
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "out" / "file").read_text() == "content"
+
+
+def test_an_archive_on_standard_input(cli: CommandLine, tmp_path: Path) -> None:
+    """Through a pipe, and from a file, which is read in place."""
+    content = archive(Dockerfile=b"FROM scratch\nCOPY file /\n", file=b"content", Other=b"FROM scratch\nCOPY O* /\n")
+    done = cli("build", "-", "-q", "-o", tmp_path / "out", stdin=content)
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "out" / "file").read_text() == "content"
+    (tmp_path / "context.tar.gz").write_bytes(content)
+    command = [sys.executable, "-m", "buildkit_py", "build", "-", "-q", "-f", "Other", "-o", str(tmp_path / "other")]
+    with (tmp_path / "context.tar.gz").open("rb") as stdin:
+        subprocess.run(command, env=cli.environment(), stdin=stdin, check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "other" / "Other").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "why"),
+    [
+        (["-"], b"", "standard input is empty"),
+        (["-", "-f", "-"], b"x", "both the context and the Dockerfile"),
+        (["-", "-f", "Other"], b"FROM scratch\n", "no tar archive but a Dockerfile too"),
+    ],
+)
+def test_bad_standard_input(cli: CommandLine, args: list[str], stdin: bytes, why: str) -> None:
+    done = cli("build", *args, stdin=stdin)
+    assert done.code == 2
+    assert why in done.stderr
+
+
+def test_an_interrupt_ends_a_wait_for_standard_input(cli: CommandLine) -> None:
+    """Nobody writes, and nobody closes the pipe."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "buildkit_py", "build", "-"],
+        env=cli.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"FROM scratch\n")
+    process.stdin.flush()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    for stream in (process.stdin, process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+
+
+def test_secrets_and_their_absence_everywhere_else(cli: CommandLine, busybox: Path, tmp_path: Path) -> None:
+    """From a file, a variable and a shell's <(command); the values show neither in the output nor in the image."""
+    (tmp_path / "file").write_text("hunter2-file")
+    digest = hashlib.sha256(b"hunter2-file hunter2-env hunter2-pipe\n").hexdigest()
+    dockerfile = (
+        "FROM busybox\n"
+        "RUN --mount=type=secret,id=file --mount=type=secret,id=NAME,env=TOKEN --mount=type=secret,id=piped "
+        f'echo "$(cat /run/secrets/file) $TOKEN $(cat /run/secrets/piped)" | sha256sum | grep {digest}\n'
+    ).encode()
+    reading, writing = os.pipe()
+    os.write(writing, b"hunter2-pipe")
+    os.close(writing)
+    try:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "buildkit_py", "build", "-", "--no-cache", "--progress", "plain", "--debug"),
+                *("--build-context", f"busybox={busybox}", "--secret", "id=NAME"),
+                *("--secret", f"id=file,src={tmp_path / 'file'}", "--secret", f"id=piped,src=/dev/fd/{reading}"),
+                *("-o", f"type=docker,dest={tmp_path / 'image.tar'}", "--metadata-file", str(tmp_path / "metadata")),
+            ],
+            env=cli.environment({"NAME": "hunter2-env"}),
+            input=dockerfile,
+            capture_output=True,
+            pass_fds=[reading],
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(reading)
+    assert done.returncode == 0, done.stderr.decode()
+    assert digest.encode() in done.stderr
+    for shown in (
+        done.stdout,
+        done.stderr,
+        (tmp_path / "metadata").read_bytes(),
+        (tmp_path / "image.tar").read_bytes(),
+    ):
+        assert b"hunter2" not in shown
+
+
+def test_ssh_keys(cli: CommandLine, busybox: Path, tmp_path: Path) -> None:
+    """The step finds a socket; a key under a passphrase is refused with what to do."""
+    key, protected = tmp_path / "key", tmp_path / "protected"
+    for path, passphrase in ((key, ""), (protected, "open sesame")):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", str(path)], check=True)
+    dockerfile = b'FROM busybox\nRUN --mount=type=ssh,id=k,required test -S "$SSH_AUTH_SOCK"\n'
+    command = ("build", "-", "--no-cache", "-q", "--build-context", f"busybox={busybox}")
+    done = cli(*command, "--ssh", f"k={key}", stdin=dockerfile)
+    assert done.code == 0, done.stderr
+    done = cli(*command, stdin=dockerfile)
+    assert done.code == 1
+    done = cli(*command, "--ssh", f"k={protected}", stdin=dockerfile)
+    assert done.code == 2
+    assert "protected by a passphrase: add it to an agent (ssh-add)" in done.stderr
+
+
+def test_a_local_cache(cli: CommandLine, tmp_path: Path) -> None:
+    """Written and read by two commands; one that is not there yet is a warning."""
+    cache, dockerfile = tmp_path / "cache", b"FROM scratch\nCOPY <<EOF /made\nx\nEOF\n"
+    args = ("--cache-from", f"type=local,src={cache}", "--cache-to", f"type=local,dest={cache},mode=max")
+    done = cli("build", "-", *args, "-o", f"type=tar,dest={tmp_path / 'out.tar'}", stdin=dockerfile)
+    assert done.code == 0, done.stderr
+    assert f"cache from {cache}: nothing is imported" in done.stderr
+    assert (cache / "index.json").exists()
+    done = cli("build", "-", *args, "-o", f"type=tar,dest={tmp_path / 'out.tar'}", stdin=dockerfile)
+    assert done.code == 0, done.stderr
+    assert "nothing is imported" not in done.stderr
+    assert "importing cache manifest from local" in done.stderr
