@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,14 +98,18 @@ def daemon_host() -> str | None:
 
 @contextmanager
 def run_daemon(
-    folder: Path, *, kind: Literal["auto", "buildkitd", "dockerd"] = "auto", classic_store: bool = False
+    folder: Path,
+    *,
+    kind: Literal["auto", "buildkitd", "dockerd"] = "auto",
+    arguments: Sequence[str] = (),
+    classic_store: bool = False,
 ) -> Generator[PrivateDaemon]:
     """A daemon with its data below folder: buildkitd where there is one, else dockerd; Unavailable without either.
 
     classic_store is for a dockerd without containerd's image store. Runs its coroutines in loops of its own, so it is
     for fixtures, not for coroutines.
     """
-    options = daemon.DaemonOptions(state_dir=folder / "daemon", prefix=prefix(), kind=kind)
+    options = daemon.DaemonOptions(state_dir=folder / "daemon", prefix=prefix(), kind=kind, arguments=tuple(arguments))
     if classic_store:
         settings = json.loads(launch.dockerd_config(launch.Layout.of(options.state_dir), ()))
         settings["features"] = {"containerd-snapshotter": False}
