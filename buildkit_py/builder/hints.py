@@ -38,6 +38,8 @@ async def hint_for(
     """One line of advice, or "". workers is asked only where its answer helps."""
     if "exec format error" in "\n".join((error.message, *error.log_tail)):
         return await _emulation_hint(platform, workers)
+    if "string field contains invalid UTF-8" in error.message:
+        return "this daemon does not take names that are not UTF-8; leave them out by a pattern in .dockerignore"
     if found := _NO_PLATFORM.search(error.message):
         wanted = "the daemon's platform" if platform is None else str(platform)
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -21,8 +22,10 @@ def shows_logs(mode: str) -> bool:
 
 @asynccontextmanager
 async def show_progress(mode: str, stream: TextIO) -> AsyncGenerator[Callable[[str, StatusUpdate], None], None]:
-    """Show what the yielded callback is told, as (label, update), until the context ends."""
+    """Show what the yielded callback is told, as (label, update), until the context ends; then the warnings."""
     renderer = open_renderer(mode, stream, env=os.environ, clock=time.time)
+    warnings = _Warnings()
+    logging.getLogger("buildkit_py").addHandler(warnings)
     failed = True
     ticking = asyncio.create_task(_tick(renderer), name="progress")
     try:
@@ -31,6 +34,20 @@ async def show_progress(mode: str, stream: TextIO) -> AsyncGenerator[Callable[[s
     finally:
         ticking.cancel()
         renderer.finish(failed=failed)
+        logging.getLogger("buildkit_py").removeHandler(warnings)
+        for text in warnings.texts:
+            print(f"warning: {text}", file=stream)
+
+
+class _Warnings(logging.Handler):
+    """What the library warns of, kept until the display is done."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 async def _tick(renderer: Renderer) -> None:

@@ -42,6 +42,9 @@ BATCH_SECONDS = 0.05
 _RESERVED = b".fsutil-metadata"
 """A daemon drops this entry without counting it, and every later id would shift."""
 
+_PRINTED = 400
+"""Characters of a path in a message; a daemon passes on some thousand bytes of one."""
+
 _XATTRS_UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -324,7 +327,9 @@ def _walk_error(path: bytes, error: OSError) -> WalkError:
 
 
 def printable(text: str) -> str:
-    """A path for a message: bytes that are not UTF-8 are escaped."""
+    """A path for a message: bytes that are not UTF-8 are escaped, and of a very long one both ends are given."""
+    if len(text) > _PRINTED:
+        text = f"{text[: _PRINTED // 2]}...{text[-_PRINTED // 2 :]}"
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 

@@ -42,6 +42,7 @@ async def test_a_platform_that_cannot_run_names_those_that_can() -> None:
             "r.io/x:1: failed to resolve source metadata for r.io/x:1: no match for platform in manifest: not found",
             "r.io/x:1 is not made for linux/arm64; buildkit-py imagetools inspect r.io/x:1",
         ),
+        ("failed to unmarshal: string field contains invalid UTF-8", "names that are not UTF-8"),
         ("permission denied: /etc", ""),
         ("exit code: 1", ""),
     ],

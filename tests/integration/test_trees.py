@@ -1,0 +1,280 @@
+"""Trees on their way through a real daemon: odd names, kinds, modes and sizes in a context and in a local export."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from buildkit_py import BuildRequest, ExporterSpec, build, connect
+from buildkit_py.builder import BuildResult
+from buildkit_py.client import new_ref
+from buildkit_py.errors import BuildKitError, InvalidOption, SolveError
+from tests.support.cli import CommandLine, refused
+
+pytestmark = pytest.mark.daemon
+
+ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """Copies everything but the Dockerfile."""
+    folder = tmp_path / "context"
+    (folder / "tree").mkdir(parents=True)
+    (folder / "Dockerfile").write_text("FROM scratch\nCOPY tree /\n")
+    return folder
+
+
+async def export(
+    address: str, context: Path, dest: Path, *, attrs: Mapping[str, str] | None = None, **fields: object
+) -> BuildResult:
+    spec = ExporterSpec(type="local", dest=str(dest), attrs=attrs or {})
+    async with connect(address) as client:
+        request = BuildRequest(context=context, outputs=[spec], attestations={}, **fields)  # type: ignore[arg-type]
+        return await build(client, request)
+
+
+def names(root: Path) -> set[bytes]:
+    """Every path below, as bytes."""
+    return {os.fsencode(path.relative_to(root)) for path in root.rglob("*")}
+
+
+async def test_odd_names_survive(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    """Names of 255 bytes, white space, patterns, case, both forms of an accent, what looks like a temporary file."""
+    odd = [b"x" * 255, b" ", b"a\nb", b"*?[", b"Case", b"case", b"CASE", b"-rf", b".tmp.0",
+           "é".encode(), "e\u0301".encode(), b"back\\slash", b"%41+%2F"]  # fmt: skip
+    tree = os.fsencode(context / "tree")
+    for number, name in enumerate(odd):
+        with open(os.path.join(tree, name), "wb") as file:
+            file.write(b"%d" % number)
+    out = tmp_path / "out"
+    await export(daemon_address, context, out)
+    assert names(out) == set(odd)
+    for number, name in enumerate(odd):
+        with open(os.path.join(os.fsencode(out), name), "rb") as file:
+            assert file.read() == b"%d" % number
+
+
+async def test_names_that_are_no_text_survive(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    """Or the daemon, if it is older, is said not to take them."""
+    tree = os.fsencode(context / "tree")
+    os.mkdir(os.path.join(tree, b"dir\xe9"))
+    os.symlink(b"\xff/\xfe", os.path.join(tree, b"dir\xe9", b"link\xe9"))
+    with open(os.path.join(tree, b"\xff\xfe"), "wb") as file:
+        file.write(b"content")
+    out = tmp_path / "out"
+    refused_by: SolveError | None = None
+    try:
+        await export(daemon_address, context, out)
+    except SolveError as error:
+        refused_by = error
+    if refused_by is not None:
+        assert "invalid UTF-8" in str(refused_by)
+        assert "this daemon does not take names that are not UTF-8" in refused_by.hint
+        assert not out.exists()
+        return
+    assert names(out) == {b"\xff\xfe", b"dir\xe9", b"dir\xe9/link\xe9"}
+    assert os.readlink(os.path.join(os.fsencode(out), b"dir\xe9", b"link\xe9")) == b"\xff/\xfe"
+
+
+async def test_links_modes_times_and_attributes_survive(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    """Symlinks as they are written, wherever they lead; hard links as links; the special bits; user attributes."""
+    tree = context / "tree"
+    (tree / "dir").mkdir()
+    (tree / "file").write_text(new_ref())  # a daemon that has the same content gives the times of that
+    (tree / "dir" / "hard").hardlink_to(tree / "file")
+    for name, target in {"out": "/etc/passwd", "up": "../../..", "loop": "loop", "in": "dir/hard"}.items():
+        (tree / name).symlink_to(target)
+    os.mkfifo(tree / "pipe")
+    for name, mode in {"suid": 0o4755, "sgid": 0o2755, "none": 0o000, "all": 0o777}.items():
+        (tree / name).write_text(name)
+        (tree / name).chmod(mode)
+    try:
+        os.setxattr(tree / "all", "user.note", b"\0\xff")
+    except OSError:
+        pytest.skip("no extended attributes here")
+    (tree / "sticky").mkdir()
+    (tree / "sticky").chmod(0o1777)
+    (tree / "closed").mkdir()
+    (tree / "closed" / "f").write_text("")
+    (tree / "closed").chmod(0o500)
+    for path in tree.rglob("*"):
+        os.utime(path, ns=(1, 1_500_000_000_123_456_789), follow_symlinks=False)
+    out = tmp_path / "out"
+    await export(daemon_address, context, out)
+    assert names(out) == names(tree)
+    for path in sorted(tree.rglob("*")):
+        ours, theirs = path.lstat(), (out / path.relative_to(tree)).lstat()
+        assert theirs.st_mode == ours.st_mode, path
+        assert theirs.st_mtime_ns == ours.st_mtime_ns, path
+    assert (out / "file").stat().st_ino == (out / "dir" / "hard").stat().st_ino
+    assert os.readlink(out / "out") == "/etc/passwd"
+    assert os.getxattr(out / "all", "user.note") == b"\0\xff"
+    assert stat.S_IMODE(out.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root")
+async def test_devices_survive_for_root(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    os.mknod(context / "tree" / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    await export(daemon_address, context, tmp_path / "out")
+    for name in ("null",):
+        ours, theirs = (context / "tree" / name).stat(), (tmp_path / "out" / name).stat()
+        assert (theirs.st_mode | 0o777, theirs.st_rdev) == (ours.st_mode | 0o777, ours.st_rdev)
+
+
+async def test_a_sparse_file_stays_small(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    with (context / "tree" / "sparse").open("wb") as file:
+        file.seek(256 << 20)
+        file.write(b"end")
+    await export(daemon_address, context, tmp_path / "out")
+    info = (tmp_path / "out" / "sparse").stat()
+    assert info.st_size == (256 << 20) + 3
+    assert info.st_blocks * 512 < 1 << 20
+    with (tmp_path / "out" / "sparse").open("rb") as file:
+        file.seek((256 << 20) - 1)
+        assert file.read() == b"\0end"
+
+
+# Destinations that hold something
+
+
+async def test_what_is_there_is_kept_and_replaced(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    """Also where the kinds differ; a link that leads out is replaced, and what it leads to stays."""
+    tree, out, outside = context / "tree", tmp_path / "out", tmp_path / "outside"
+    (tree / "d").mkdir()
+    (tree / "d" / "f").write_text("new")
+    (tree / "was-dir").write_text("new")
+    (tree / "was-link").write_text("new")
+    (tree / "link-to-dir").mkdir()
+    (tree / "link-to-dir" / "f").write_text("new")
+    outside.mkdir()
+    (outside / "f").write_text("untouched")
+    (out / "d").mkdir(parents=True)
+    (out / "d" / "kept").write_text("mine")
+    (out / "was-dir" / "sub").mkdir(parents=True)
+    (out / "was-link").symlink_to(outside / "f")
+    (out / "link-to-dir").symlink_to(outside)
+    await export(daemon_address, context, out)
+    assert names(out) == {b"d", b"d/f", b"d/kept", b"was-dir", b"was-link", b"link-to-dir", b"link-to-dir/f"}
+    assert not (out / "was-link").is_symlink()
+    assert not (out / "link-to-dir").is_symlink()
+    assert (outside / "f").read_text() == "untouched"
+    assert names(outside) == {b"f"}
+
+    await export(daemon_address, context, out, attrs={"mode": "delete"})
+    assert names(out) == names(tree)
+
+
+async def test_a_platforms_directory_that_is_a_link(daemon_address: str, scratch: Path, tmp_path: Path) -> None:
+    """As an earlier export of one platform may have left it."""
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    out.mkdir()
+    (out / "linux_arm64").symlink_to(outside)
+    await export(daemon_address, scratch, out, platforms=["amd64", "arm64"])
+    assert names(out) == {b"linux_amd64", b"linux_amd64/file", b"linux_arm64", b"linux_arm64/file"}
+    assert not (out / "linux_arm64").is_symlink()
+    assert os.listdir(outside) == []
+    assert [(out / name).stat().st_mtime_ns for name in ("linux_amd64", "linux_arm64")] == [0, 0]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+async def test_a_failed_platform_changes_nothing(
+    daemon_address: str, base_images: Mapping[str, str], tmp_path: Path, existing: bool
+) -> None:
+    """The other platform's files have come by then."""
+    (tmp_path / "Dockerfile").write_text(
+        "FROM alpine AS base\nARG TARGETARCH\nRUN test $TARGETARCH = amd64 || { sleep 1; exit 1; }\n"
+        "FROM scratch\nCOPY --from=base /bin/busybox /new\n"
+    )
+    out = tmp_path / "out"
+    if existing:
+        out.mkdir()
+        (out / "old").write_text("old")
+    with pytest.raises(SolveError):
+        await export(daemon_address, tmp_path, out, platforms=["amd64", "arm64"], build_contexts=base_images)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Dockerfile", *(["out"] if existing else [])]
+    assert not existing or names(out) == {b"old"}
+
+
+async def test_one_directory_for_two_platforms(daemon_address: str, scratch: Path, tmp_path: Path) -> None:
+    """Where no two files are of one name; else it is an error, as it is for the daemon, and nothing is written."""
+    (scratch / "Dockerfile").write_text("FROM scratch\nARG TARGETARCH\nCOPY file /common/$TARGETARCH\n")
+    split = {"platform-split": "false"}
+    await export(daemon_address, scratch, tmp_path / "out", attrs=split, platforms=["amd64", "arm64"])
+    assert names(tmp_path / "out") == {b"common", b"common/amd64", b"common/arm64"}
+    (scratch / "Dockerfile").write_text("FROM scratch\nCOPY file /\n")
+    with pytest.raises(BuildKitError, match="another entry of this name"):
+        await export(daemon_address, scratch, tmp_path / "none", attrs=split, platforms=["amd64", "arm64"])
+    assert not (tmp_path / "none").exists()
+
+
+async def test_delete_never_takes_the_root(daemon_address: str, scratch: Path) -> None:
+    with pytest.raises(InvalidOption, match="the root of the file system"):
+        await export(daemon_address, scratch, Path("/"), attrs={"mode": "delete"})
+
+
+@pytest.mark.parametrize("output", ["type=local,dest=out", "type=oci,dest=out.tar", "type=oci,dest=out/"])
+def test_an_output_inside_the_context(daemon_address: str, context: Path, tmp_path: Path, output: str) -> None:
+    """Nothing of it is there while the context is read, so that a second build finds everything cached."""
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    (context / ".dockerignore").write_text("out*\n")  # of the first build
+    cli = CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
+    first, second = (cli("build", ".", "--progress", "plain", "-o", output, cwd=context) for _ in range(2))
+    assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
+    assert "COPY . /" in first.stderr
+    assert "CACHED" in second.stderr
+    left = {path.name for path in context.iterdir()} - {"Dockerfile", ".dockerignore", "tree"}
+    assert len(left) == 1
+
+
+# What cannot be read
+
+
+@pytest.mark.skipif(not ROOT or shutil.which("setpriv") is None, reason="gives up a part of root's rights")
+@pytest.mark.parametrize("progress", ["quiet", "plain"])
+def test_an_unreadable_file_is_told(daemon_address: str, context: Path, tmp_path: Path, progress: str) -> None:
+    """The protocol lets it arrive empty, as from every client; here the user is warned, once."""
+    (context / "tree" / "secret").write_text("secret")
+    (context / "tree" / "secret").chmod(0)
+    (context / "tree" / "open").write_text("open")
+    cli = CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
+    rights = "-dac_override,-dac_read_search"
+    done = subprocess.run(
+        ["setpriv", "--inh-caps", rights, "--bounding-set", rights, sys.executable, "-m", "buildkit_py",
+         "build", context, "--progress", progress, "-o", tmp_path / "out"],
+        env=cli.environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    warning = "warning: directory 'context': tree/secret was sent empty: Permission denied"
+    assert [line for line in done.stderr.splitlines() if "secret" in line] == [warning]
+    assert done.stderr.splitlines()[-1] == warning
+    assert (tmp_path / "out" / "secret").read_bytes() == b""
+    assert (tmp_path / "out" / "open").read_bytes() == b"open"
+
+
+def test_a_directory_that_cannot_be_listed(daemon_address: str, tmp_path: Path) -> None:
+    """A context that goes away while it is read; the message names the path."""
+    cli = CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
+    deep = tmp_path / "context"
+    deep.mkdir()
+    (deep / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    handle = os.open(deep, os.O_RDONLY)
+    try:
+        for _ in range(30):
+            os.mkdir(b"d" * 200, dir_fd=handle)
+            below = os.open(b"d" * 200, os.O_RDONLY, dir_fd=handle)
+            os.close(handle)
+            handle = below
+    finally:
+        os.close(handle)
+    done = cli("build", deep, "--progress", "quiet", "-o", "type=tar,dest=/dev/null")
+    refused(done, 1, "File name too long")
+    subprocess.run(["rm", "-r", deep], check=True)
