@@ -238,6 +238,33 @@ class Client:
         finally:
             call.cancel()
 
+    async def recorded_attestations(self, ref: str) -> tuple[Descriptor, ...]:
+        """What the daemon's build history keeps about how a solve of one result was made; none before it has ended.
+
+        Their blobs are there for read_blob(). RPCError with code UNIMPLEMENTED from a daemon older than v0.11.
+        """
+        from buildkit_py.digest import Digest
+        from buildkit_py.oci import Descriptor
+
+        call = self._connection.control.ListenBuildHistory(control_pb2.BuildHistoryRequest(Ref=ref, EarlyExit=True))
+        found: tuple[Descriptor, ...] = ()
+        try:
+            with rpc.mapped(f"look for the record of solve {ref}"):
+                async for event in call:
+                    if event.record.Result.Attestations:
+                        found = tuple(
+                            Descriptor(
+                                media_type=entry.media_type,
+                                digest=Digest.parse(entry.digest),
+                                size=entry.size,
+                                annotations=dict(entry.annotations),
+                            )
+                            for entry in event.record.Result.Attestations
+                        )
+        finally:
+            call.cancel()
+        return found
+
     async def has_blob(self, digest: Digest) -> bool:
         """Whether the daemon's content store has a blob, now; RPCError from one older than v0.11."""
         from buildkit_py.pb import content_pb2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from buildkit_py.builder.graph import GraphRequest, plan_graph
@@ -16,6 +16,7 @@ from buildkit_py.builder.registries import OpenRegistries
 from buildkit_py.builder.request import BuildRequest, Plan, Work, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
 from buildkit_py.builder.services import ClientServices
+from buildkit_py.builder.steps import needs_gateway, with_gateway
 from buildkit_py.builder.streams import open_streams
 from buildkit_py.builder.transfers import TransferCallback, watched
 from buildkit_py.client import Client, SolveRequest, SolveResult
@@ -81,6 +82,8 @@ async def build(
     else:
         checked = await _plan_graph(client, request)
     started = time.monotonic()
+    if needs_gateway(checked.attrs):
+        checked = replace(checked, attrs=with_gateway(checked.attrs, await client.workers(), client.address))
     async with AsyncExitStack() as stack:
         insecure = [
             reference.domain for push in checked.exports.pushes if push.insecure for reference in push.references
@@ -100,11 +103,13 @@ async def build(
         async with watched(services.transfers, on_transfer):
             solved = await run.solve_all()
         descriptor = await run.publish(solved)
+        platforms = tuple([await run.platform_result(entry) for entry in solved])
     ended = time.monotonic()
     return BuildResult(
-        platforms=tuple(run.platform_result(entry) for entry in solved),
+        platforms=platforms,
         descriptor=descriptor,
         references=checked.exports.references,
+        names=checked.exports.names,
         notes=() if keeps is None else tuple(keeps.notes),
         seconds=ended - started,
         publish_seconds=ended - max(entry.ended for entry in solved),
@@ -274,6 +279,15 @@ class _Run:
 
         return await collect(await self._registries.open(), push.repositories, root, platform)
 
+    async def provenance(self, ref: str) -> Mapping[str, object] | None:
+        """What the daemon recorded of a solve, if the request wants to know."""
+        mode = self._plan.request.record_provenance
+        if not mode:
+            return None
+        from buildkit_py.builder.provenance import recorded_provenance
+
+        return await recorded_provenance(self._client, ref, mode)
+
     async def publish(self, solved: Sequence[_Solved]) -> Descriptor | None:
         """Files first, tags last: a build that cannot write its files moves no tag."""
         for entry in solved:
@@ -289,11 +303,13 @@ class _Run:
             root = await push_root(await self._registries.open(), push, parts, self._exports.annotations)
             roots.insert(position, root)
         found = next((root for root in roots if root is not None), None)
-        if found is not None:
-            return found
-        return solved[0].result.descriptor if len(solved) == 1 else None
+        said = solved[0].result.descriptor if len(solved) == 1 else None
+        if found is None or said is None or found.digest != said.digest:
+            return found or said
+        # The daemon says more of the same root than a layout's index does.
+        return said.with_annotations({**said.annotations, **found.annotations})
 
-    def platform_result(self, entry: _Solved) -> PlatformResult:
+    async def platform_result(self, entry: _Solved) -> PlatformResult:
         """The public record of one platform."""
         from buildkit_py.digest import Digest
 
@@ -318,6 +334,7 @@ class _Run:
             seconds=entry.result.seconds,
             cached=entry.result.cached,
             total=entry.result.total,
+            provenance=await self.provenance(entry.request.ref),
             response=entry.result.response,
         )
 

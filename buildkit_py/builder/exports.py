@@ -88,6 +88,13 @@ class Exports:
         """All that is pushed, each with a tag."""
         return tuple(dict.fromkeys(reference for push in self.pushes for reference in push.references))
 
+    @property
+    def names(self) -> tuple[Reference, ...]:
+        """What images are called, wherever they go."""
+        kept = [keep.references for keep in self.keeps]
+        filed = [file.references for file in self.files if file.spec.type in {"oci", "docker"}]
+        return tuple(dict.fromkeys(name for names in (self.references, *kept, *filed) for name in names))
+
 
 def plan_exports(
     outputs: Sequence[ExporterSpec],

@@ -73,6 +73,7 @@ def plan_graph(request: GraphRequest, own: Platform | None = None) -> GraphPlan:
         request=request,
         platforms=platforms,
         exports=common.exports,
+        entitlements=request.allow,
         directories=MappingProxyType(directories),
         attrs=MappingProxyType(common.attrs),
         definitions=MappingProxyType({item.platform: item for item in made}),

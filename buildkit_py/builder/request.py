@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from buildkit_py.builder.annotations import Annotations
 from buildkit_py.builder.caches import plan_caches
 from buildkit_py.builder.contexts import ClientSources, Context, DockerfileSource, is_git_over_ssh, plan_sources
 from buildkit_py.builder.exports import Exports, plan_exports
 from buildkit_py.builder.services import check_services
+from buildkit_py.builder.steps import step_attrs, step_entitlements
 from buildkit_py.errors import InvalidOption
 from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
 from buildkit_py.platforms import Platform, parse_platforms
@@ -60,6 +62,8 @@ class CommonRequest:
     """Decides about every source of the build. A daemon that cannot ask it is refused."""
     allow: Sequence[str] = ()
     """Entitlements, such as ``network.host``."""
+    record_provenance: Literal["", "min", "max"] = ""
+    """Which provenance to read from the daemon's build history into the result, whatever attestations there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +85,20 @@ class BuildRequest(CommonRequest):
     ``oci-layout://PATH[:TAG][@DIGEST]``, or the URL of a git repository or file."""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     no_cache: bool = False
+    no_cache_filter: Sequence[str] = ()
+    """Stages whose steps run again."""
     pull: bool = False
     """True asks the registries for newer base images."""
+    add_hosts: Sequence[str] = ()
+    """``NAME:ADDRESS`` for the hosts file of steps; ``host-gateway`` is the machine that an engine runs on."""
+    network: str = ""
+    """What steps are connected to: ``default``, ``host`` (which needs to be allowed by the daemon) or ``none``."""
+    shm_size: int = 0
+    """Bytes of ``/dev/shm``; 0 leaves it to the daemon."""
+    ulimits: Sequence[str] = ()
+    """``NAME=SOFT[:HARD]``, such as ``nofile=1024:4096``."""
+    cgroup_parent: str = ""
+    """Control group that those of the steps are made in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +126,8 @@ class Plan(ABC):
     """What the session serves, by the name that the daemon asks for."""
     attrs: Mapping[str, str]
     """Frontend attributes that all platforms share."""
+    entitlements: Sequence[str]
+    """What the solves ask to be allowed."""
     sources: ClientSources = field(default_factory=ClientSources)
     """What else of this machine the session serves."""
 
@@ -120,11 +138,6 @@ class Plan(ABC):
     def joint_work(self) -> Work | None:
         """What makes one result of all platforms, which the daemon then joins; None where there is no such thing."""
         return None
-
-    @property
-    def entitlements(self) -> Sequence[str]:
-        """What the solves ask to be allowed."""
-        return self.request.allow
 
     def shared_key(self, node_id: str) -> str:
         """Differs wherever a directory served differs: the daemon trusts what it has under the same key.
@@ -178,8 +191,7 @@ def plan(request: BuildRequest) -> DockerfilePlan:
     attrs |= {f"label:{name}": value for name, value in request.labels.items()}
     if request.target:
         attrs["target"] = request.target
-    if request.no_cache:
-        attrs["no-cache"] = ""
+    attrs |= step_attrs(request)
     if request.pull:
         attrs["image-resolve-mode"] = "pull"
     return DockerfilePlan(
@@ -189,6 +201,7 @@ def plan(request: BuildRequest) -> DockerfilePlan:
         directories=MappingProxyType(sources.directories),
         attrs=MappingProxyType({**attrs, **common.attrs}),
         sources=sources.served(),
+        entitlements=step_entitlements(request),
     )
 
 

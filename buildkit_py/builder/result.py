@@ -36,6 +36,8 @@ class PlatformResult:
     cached: int
     total: int
     """Vertexes from the cache, and all of them."""
+    provenance: Mapping[str, object] | None = None
+    """What the daemon recorded of how it was made, as a SLSA v0.2 predicate, where that was asked for."""
     response: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """What the exporters of the solve answered, as it came."""
 
@@ -50,6 +52,8 @@ class BuildResult:
     """Root of the result: the index, or the one manifest; None where no image was exported."""
     references: tuple[Reference, ...]
     """What was pushed."""
+    names: tuple[Reference, ...] = ()
+    """What the image is called, wherever it went."""
     seconds: float
     """Wall time of the whole build."""
     publish_seconds: float
@@ -59,17 +63,39 @@ class BuildResult:
     transfers: tuple[TransferCounts, ...] = ()
     """What crossed to the daemon: directories, streams, and blobs of layouts and local caches."""
 
+    @property
+    def image_id(self) -> str | None:
+        """What docker calls the id of the image: the digest of the config, or of the index where there is one.
+
+        None where no image was exported.
+        """
+        only = self.platforms[0] if len(self.platforms) == 1 else None
+        if only is not None and only.config_digest is not None and not (self.descriptor and self.descriptor.is_index):
+            return str(only.config_digest)
+        return None if self.descriptor is None else str(self.descriptor.digest)
+
     def metadata(self) -> dict[str, object]:
         """What ``--metadata-file`` writes: docker buildx's keys, and ``buildkit_py.platforms``."""
         fields: dict[str, object] = {}
+        only = self.platforms[0] if len(self.platforms) == 1 else None
+        if only is not None and only.provenance is not None:
+            fields["buildx.build.provenance"] = only.provenance
+        # In the place of builder and node there is a name for whoever has none, as docker buildx has it.
+        fields["buildx.build.ref"] = f"default/default/{self.platforms[0].ref}"
+        response = self.platforms[0].response
+        fields |= {
+            key: text for key, text in response.items() if key == "cache.manifest" or key.startswith("frontend.")
+        }
+        if self.descriptor is None:
+            # An engine with the classic image store has no manifests to describe.
+            fields |= {key: text for key, text in response.items() if key.startswith("containerimage.")}
         if self.descriptor is not None:
             fields["containerimage.descriptor"] = self.descriptor.to_json()
             fields["containerimage.digest"] = str(self.descriptor.digest)
-            only = self.platforms[0] if len(self.platforms) == 1 else None
-            if only is not None and only.config_digest is not None and not only.attestations:
-                fields["containerimage.config.digest"] = str(only.config_digest)
-        if self.references:
-            fields["image.name"] = ",".join(str(reference) for reference in self.references)
+            if self.image_id != str(self.descriptor.digest):
+                fields["containerimage.config.digest"] = self.image_id
+        if self.names:
+            fields["image.name"] = ",".join(str(name) for name in self.names)
         fields["buildkit_py.platforms"] = {
             str(entry.platform or "default"): _platform_fields(entry) for entry in self.platforms
         }

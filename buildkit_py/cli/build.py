@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from buildkit_py.builder import BuildRequest, BuildResult, build
 from buildkit_py.builder.outputs import check_outputs
-from buildkit_py.builder.request import DEFAULT_PROVENANCE, plan
+from buildkit_py.builder.request import plan
 from buildkit_py.builder.streams import open_streams
+from buildkit_py.cli import flags
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.files import check_writable, write_text
 from buildkit_py.cli.progress import show_progress, shows_logs
 from buildkit_py.errors import InvalidOption
-from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec, parse_fields
+from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
 
 
 def configure(name: str, parser: argparse.ArgumentParser) -> None:
@@ -49,17 +48,23 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     add("--cache-from", action="append", default=[], metavar="SPEC", help="cache to import")
     add("--cache-to", action="append", default=[], metavar="SPEC", help="cache to export")
     add("--no-cache", action="store_true", help="run every step again")
+    add("--no-cache-filter", action="append", default=[], metavar="STAGE", help="run the steps of a stage again")
     add("--pull", action="store_true", help="ask for newer base images")
+    add("--add-host", action="append", default=[], metavar="NAME:ADDRESS", help="line of the steps' hosts file")
+    add("--network", default="default", metavar="MODE", help="network of the steps: default, host or none")
+    add("--shm-size", default="0", metavar="SIZE", help="size of /dev/shm in the steps, such as 64m")
+    add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]", help="limit of the steps")
+    add("--cgroup-parent", default="", metavar="PATH", help="control group to run the steps in")
     add("--allow", action="append", default=[], metavar="ENTITLEMENT", help="such as network.host")
     add(
         "--progress",
         default="auto",
-        choices=("auto", "plain", "tty", "rawjson", "quiet"),
+        choices=("auto", "plain", "tty", "rawjson", "quiet", "none"),
         help="how progress is shown on stderr (default: auto)",
     )
-    add("-q", "--quiet", action="store_true", help="no progress, the digest alone")
+    add("-q", "--quiet", action="store_true", help="no progress, the id of the image alone")
     add("--metadata-file", metavar="FILE", help="write digests and figures as JSON")
-    add("--iidfile", metavar="FILE", help="write the digest of the result")
+    add("--iidfile", metavar="FILE", help="write the id of the image")
     add("--digest-file", metavar="FILE", help="write what was pushed, for imagetools create to join")
 
 
@@ -69,6 +74,8 @@ async def execute(args: argparse.Namespace) -> int:
     planned = plan(request)  # bad input is told of without a daemon
     if args.digest_file is not None and not planned.exports.references:
         raise InvalidOption("--digest-file: nothing is pushed that could be joined; use --push")
+    if args.iidfile is not None and any(spec.type in {"local", "tar"} for spec in request.outputs):
+        raise InvalidOption("--iidfile: outputs of type local and tar have no image id")
     check_outputs(planned)
     to_stdout = any(spec.dest == "-" for spec in request.outputs)
     if to_stdout and sys.stdout.isatty():
@@ -77,7 +84,9 @@ async def execute(args: argparse.Namespace) -> int:
         # Before any work: a file that cannot be written must not cost a build.
         if path is not None:
             check_writable(Path(path))
-    mode = "quiet" if args.quiet else args.progress
+    if args.quiet and args.progress not in {"auto", "quiet", "none"}:
+        raise InvalidOption(f"--quiet and --progress={args.progress}: cannot be used together")
+    mode = "quiet" if args.quiet or args.progress == "none" else args.progress
     args.logs_shown = shows_logs(mode)
     async with show_progress(mode, sys.stderr) as on_status, open_client(args) as client:
         result = await build(client, request, on_status=on_status)
@@ -91,12 +100,13 @@ async def execute(args: argparse.Namespace) -> int:
     digest = None if result.descriptor is None else str(result.descriptor.digest)
     if args.metadata_file is not None:
         write_text(Path(args.metadata_file), json.dumps(result.metadata(), indent=2) + "\n")
-    if args.iidfile is not None and digest is not None:
-        write_text(Path(args.iidfile), digest)
+    if args.iidfile is not None and result.image_id is not None:
+        write_text(Path(args.iidfile), result.image_id)
     if args.digest_file is not None and result.descriptor is not None:
         write_text(Path(args.digest_file), _digest_file(result))
-    if digest is not None and not to_stdout:
-        print(digest)
+    printed = result.image_id if args.quiet or digest is None else digest
+    if printed is not None and not to_stdout:
+        print(printed)
     return 0
 
 
@@ -116,18 +126,25 @@ def _request(args: argparse.Namespace) -> BuildRequest:
     return BuildRequest(
         context=args.context,
         dockerfile=args.file,
-        platforms=args.platform,
+        platforms=flags.platforms(args.platform),
         tags=args.tag,
         push=args.push,
         load=args.load,
         outputs=[ExporterSpec.parse(text) for text in args.output],
         target=args.target,
-        build_args=_pairs(args.build_arg, "build-arg", from_environment=True),
-        build_contexts=_pairs(args.build_context, "build-context"),
-        labels=_pairs(args.label, "label"),
-        annotations=_pairs(args.annotation, "annotation"),
-        attestations=_attestations(args),
+        build_args=flags.build_args(args.build_arg, getattr(args, "addr", "") or ""),
+        build_contexts=flags.pairs(args.build_context, "build-context"),
+        labels=flags.pairs(args.label, "label"),
+        annotations=flags.pairs(args.annotation, "annotation"),
+        attestations=flags.attestations(args.attest, args.provenance, args.sbom),
         no_cache=args.no_cache,
+        no_cache_filter=args.no_cache_filter,
+        add_hosts=args.add_host,
+        network=args.network,
+        shm_size=flags.size(args.shm_size, "--shm-size"),
+        ulimits=args.ulimit,
+        cgroup_parent=args.cgroup_parent,
+        record_provenance=flags.record_provenance() if args.metadata_file is not None else "",
         pull=args.pull,
         cache_from=[CacheSpec.parse(text) for text in args.cache_from],
         cache_to=[CacheSpec.parse(text) for text in args.cache_to],
@@ -135,47 +152,3 @@ def _request(args: argparse.Namespace) -> BuildRequest:
         ssh=[SSHSpec.parse(text) for text in args.ssh],
         allow=args.allow,
     )
-
-
-def _pairs(items: Sequence[str], option: str, *, from_environment: bool = False) -> MappingProxyType[str, str]:
-    """NAME=VALUE items; a bare build argument takes its value from the environment, if it is set there."""
-    import os
-
-    pairs: dict[str, str] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not name:
-            raise InvalidOption(f"--{option} {item!r}: expected NAME=VALUE")
-        if equals:
-            pairs[name] = value
-        elif from_environment:
-            if name in os.environ:
-                pairs[name] = os.environ[name]
-        elif option == "label":
-            pairs[name] = ""
-        else:
-            raise InvalidOption(f"--{option} {item!r}: expected NAME=VALUE")
-    return MappingProxyType(pairs)
-
-
-def _attestations(args: argparse.Namespace) -> MappingProxyType[str, str]:
-    """Parameters by type; provenance is on, as in docker buildx, until somebody says otherwise."""
-    wanted: dict[str, str] = {"provenance": DEFAULT_PROVENANCE}
-    for text in args.attest:
-        fields = dict(parse_fields(text, option="attest"))
-        kind = fields.pop("type", None)
-        if kind is None:
-            raise InvalidOption(f"--attest {text!r}: type=... is missing")
-        disabled = fields.pop("disabled", "false")
-        wanted.pop(kind, None)
-        if disabled not in {"true", "1", None}:
-            wanted[kind] = ",".join(f"{key}={value}" for key, value in fields.items())
-    for kind in ("provenance", "sbom"):
-        text = getattr(args, kind)
-        if text is None:
-            continue
-        if text in {"false", "0"}:
-            wanted.pop(kind, None)
-        else:
-            wanted[kind] = "" if text in {"true", "1"} else text
-    return MappingProxyType(wanted)

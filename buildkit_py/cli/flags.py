@@ -1,0 +1,149 @@
+"""Flags of ``build`` that are more than a word: pairs, sizes, attestations, and what the environment adds.
+
+Source: docker buildx, commands/build.go and util/buildflags.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, cast
+
+from buildkit_py.builder.request import DEFAULT_PROVENANCE
+from buildkit_py.errors import InvalidOption
+from buildkit_py.options import parse_fields
+
+EPOCH = "SOURCE_DATE_EPOCH"
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp]?)i?b?")
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+_PROXIES = {
+    "httpProxy": "HTTP_PROXY",
+    "httpsProxy": "HTTPS_PROXY",
+    "ftpProxy": "FTP_PROXY",
+    "noProxy": "NO_PROXY",
+    "allProxy": "ALL_PROXY",
+}
+
+
+def boolean(text: str, flag: str) -> bool:
+    """Go's notion of one."""
+    if text in _TRUE | _FALSE:
+        return text in _TRUE
+    raise InvalidOption(f"{flag} {text!r}: expected true or false")
+
+
+def pairs(items: Sequence[str], option: str, *, from_environment: bool = False) -> MappingProxyType[str, str]:
+    """NAME=VALUE items; a bare build argument takes its value from the environment, if it is set there."""
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not name:
+            raise InvalidOption(f"--{option} {item!r}: expected NAME=VALUE")
+        if equals:
+            found[name] = value
+        elif from_environment:
+            if name in os.environ:
+                found[name] = os.environ[name]
+        elif option == "label":
+            found[name] = ""
+        else:
+            raise InvalidOption(f"--{option} {item!r}: expected NAME=VALUE")
+    return MappingProxyType(found)
+
+
+def build_args(items: Sequence[str], address: str) -> MappingProxyType[str, str]:
+    """--build-arg, with the epoch of the environment and the proxies of docker's configuration."""
+    found = dict(pairs(items, "build-arg", from_environment=True))
+    if EPOCH not in found and os.environ.get(EPOCH):
+        found[EPOCH] = os.environ[EPOCH]
+    if "BUILDKIT_SYNTAX" in found and not found["BUILDKIT_SYNTAX"].strip():
+        raise InvalidOption("--build-arg BUILDKIT_SYNTAX: is empty; leave out '=' to take it from the environment")
+    given = {name.lower() for name in found}
+    proxies = {name: value for name, value in _proxies(address).items() if name.lower() not in given}
+    return MappingProxyType(found | proxies)
+
+
+def _proxies(address: str) -> dict[str, str]:
+    """What docker's configuration says of proxies for a daemon, else for all. Source: docker cli, ParseProxyConfig."""
+    path = Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "config.json"
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return {}
+    if b'"proxies"' not in text:  # nearly always
+        return {}
+    import json
+
+    try:
+        listed = cast("dict[str, dict[str, dict[str, str]]]", json.loads(text)).get("proxies") or {}
+        settings = listed.get(address) or listed.get("default") or {}
+        chosen = {name: str(settings[key]) for key, name in _PROXIES.items() if settings.get(key)}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidOption(f"{path}: the proxies cannot be read: {error}") from error
+    return chosen | {name.lower(): value for name, value in chosen.items()}
+
+
+def platforms(given: Sequence[str]) -> Sequence[str]:
+    """--platform, or docker's variable for it."""
+    default = os.environ.get("DOCKER_DEFAULT_PLATFORM")
+    return given or ([default] if default else [])
+
+
+def attestations(attest: Sequence[str], provenance: str | None, sbom: str | None) -> MappingProxyType[str, str]:
+    """Parameters by type; provenance is on until somebody says otherwise. Of each type the first counts."""
+    wanted: dict[str, str | None] = {}
+    for text in (*attest, *_shorthand("provenance", provenance), *_shorthand("sbom", sbom)):
+        fields = parse_fields(text, option="attest")
+        if bare := next((key for key, value in fields if value is None), None):
+            raise InvalidOption(f"--attest {text!r}: {bare!r} is not key=value")
+        found = {key: value or "" for key, value in fields}
+        kind = found.pop("type", "")
+        if not kind:
+            raise InvalidOption(f"--attest {text!r}: type=... is missing")
+        disabled = boolean(found.pop("disabled", "false"), "--attest disabled")
+        wanted.setdefault(kind, None if disabled else _joined({"type": kind} | dict(sorted(found.items()))))
+    if "provenance" not in wanted and not _without_defaults():
+        wanted["provenance"] = DEFAULT_PROVENANCE
+    return MappingProxyType({kind: text for kind, text in wanted.items() if text is not None})
+
+
+def _shorthand(kind: str, text: str | None) -> Sequence[str]:
+    if not text:
+        return ()
+    if text in _TRUE | _FALSE:
+        return (f"type={kind},disabled={str(text in _FALSE).lower()}",)
+    return (f"type={kind},{text}",)
+
+
+def _without_defaults() -> bool:
+    name = "BUILDX_NO_DEFAULT_ATTESTATIONS"
+    return name in os.environ and boolean(os.environ[name], f"${name}")
+
+
+def _joined(fields: Mapping[str, str]) -> str:
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow([f"{key}={value}" for key, value in fields.items()])
+    return row.getvalue()
+
+
+def record_provenance() -> Literal["", "min", "max"]:
+    """What the metadata file tells of how the build was made."""
+    text = os.environ.get("BUILDX_METADATA_PROVENANCE", "")
+    if text == "disabled" or text in _FALSE:
+        return ""
+    return "max" if text == "max" else "min"
+
+
+def size(text: str, flag: str) -> int:
+    """Bytes of ``64m``, ``1.5g`` or a bare number, by 1024. Source: docker, go-units, RAMInBytes."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None:
+        raise InvalidOption(f"{flag} {text!r}: expected a size such as 64m or 1g")
+    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2] or " "))
