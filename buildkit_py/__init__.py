@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from buildkit_py.builder.build import build
+    from buildkit_py.builder.call import CallResult, call
     from buildkit_py.builder.graph import GraphRequest
     from buildkit_py.builder.request import BuildRequest
     from buildkit_py.builder.result import BuildResult, PlatformResult
@@ -32,6 +33,8 @@ __all__ = [
     "BuildResult",
     "PlatformResult",
     "TransferCounts",
+    "call",
+    "CallResult",
     "run",
     "RunRequest",
     "RunResult",
@@ -57,6 +60,7 @@ __all__ = [
 # Loaded at their first use: a command imports this package on its way to the few modules that it needs.
 _HOMES = {
     "builder": ("build", "BuildRequest", "GraphRequest", "BuildResult", "PlatformResult", "TransferCounts"),
+    "builder.call": ("call", "CallResult"),
     "client": ("connect", "Client", "SolveRequest", "SolveResult"),
     "digest": ("Digest",),
     "options": ("CacheSpec", "ExporterSpec", "SecretSpec", "SSHSpec"),

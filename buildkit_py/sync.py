@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, TypeVar
 from buildkit_py import builder
 from buildkit_py import client as aio
 from buildkit_py.builder import BuildRequest, BuildResult, GraphRequest, StatusCallback, TransferCallback
+from buildkit_py.builder import call as builder_call
+from buildkit_py.builder.call import CallResult
 from buildkit_py.client import SolveRequest, SolveResult, StatusHandler
 from buildkit_py.progress import StatusUpdate
 from buildkit_py.records import DaemonInfo, UsageRecord, Worker
@@ -111,6 +113,27 @@ class Client:
                 registry_config=registry_config,
                 on_status=on_status,
                 on_transfer=on_transfer,
+            )
+        )
+
+    def call(
+        self,
+        request: BuildRequest,
+        method: str,
+        *,
+        credentials: CredentialStore | None = None,
+        registry_config: RegistryConfig | None = None,
+        on_status: StatusCallback | None = None,
+    ) -> CallResult:
+        """Ask a Dockerfile's frontend about a build; see :func:`buildkit_py.call`."""
+        return self._loop.call(
+            builder_call.call(
+                self._client,
+                request,
+                method,
+                credentials=credentials,
+                registry_config=registry_config,
+                on_status=on_status,
             )
         )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_py.builder import BuildRequest, BuildResult, build
 from buildkit_py.builder.outputs import check_outputs
@@ -17,6 +19,10 @@ from buildkit_py.cli.files import check_writable, write_text
 from buildkit_py.cli.progress import show_progress, shows_logs
 from buildkit_py.errors import InvalidOption
 from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
+
+if TYPE_CHECKING:
+    from buildkit_py.builder.request import Plan
+    from buildkit_py.cli.call import CallSpec
 
 
 def configure(name: str, parser: argparse.ArgumentParser) -> None:
@@ -62,6 +68,13 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
         choices=("auto", "plain", "tty", "rawjson", "quiet", "none"),
         help="how progress is shown on stderr (default: auto)",
     )
+    add(
+        "--call",
+        default="build",
+        metavar="METHOD",
+        help="ask about the build: check, outline or targets, with ,format=json if wanted",
+    )
+    add("--check", action="store_true", help="short for --call=check")
     add("-q", "--quiet", action="store_true", help="no progress, the id of the image alone")
     add("--metadata-file", metavar="FILE", help="write digests and figures as JSON")
     add("--iidfile", metavar="FILE", help="write the id of the image")
@@ -71,6 +84,12 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
 async def execute(args: argparse.Namespace) -> int:
     """Build; print the digest of what was made, unless that itself goes to stdout."""
     request = await open_streams(_request(args))
+    if args.check or args.call != "build":
+        from buildkit_py.cli.call import CallSpec
+
+        spec = CallSpec.parse("check" if args.check else args.call)
+        if spec is not None:
+            return await _call(args, request, spec)
     planned = plan(request)  # bad input is told of without a daemon
     if args.digest_file is not None and not planned.exports.references:
         raise InvalidOption("--digest-file: nothing is pushed that could be joined; use --push")
@@ -110,6 +129,27 @@ async def execute(args: argparse.Namespace) -> int:
     return 0
 
 
+async def _call(args: argparse.Namespace, request: BuildRequest, spec: CallSpec) -> int:
+    """Print what the frontend answers."""
+    from buildkit_py.builder.call import call
+    from buildkit_py.cli.call import render
+
+    planned = plan(request)  # bad input is told of without a daemon
+    mode = "quiet" if args.quiet or args.progress in {"auto", "none"} else args.progress
+    args.logs_shown = shows_logs(mode)
+    async with show_progress(mode, sys.stderr) as on_status, open_client(args) as client:
+        result = await call(client, request, spec.method, on_status=on_status)
+    text, status = render(spec, result, _shown_name(planned))
+    print(text, end="")
+    return status
+
+
+def _shown_name(planned: Plan) -> str:
+    """The Dockerfile as the caller finds it; "" where it is not on this machine."""
+    directory = planned.directories.get("dockerfile")
+    return "" if directory is None else os.path.relpath(directory / planned.attrs["filename"])
+
+
 def _digest_file(result: BuildResult) -> str:
     from buildkit_py.imagetools.source import encode_digest_file  # for those who ask for it
 
@@ -123,6 +163,7 @@ def _digest_file(result: BuildResult) -> str:
 
 
 def _request(args: argparse.Namespace) -> BuildRequest:
+    build_args = flags.build_args(args.build_arg, getattr(args, "addr", "") or "")
     return BuildRequest(
         context=args.context,
         dockerfile=args.file,
@@ -132,7 +173,7 @@ def _request(args: argparse.Namespace) -> BuildRequest:
         load=args.load,
         outputs=[ExporterSpec.parse(text) for text in args.output],
         target=args.target,
-        build_args=flags.build_args(args.build_arg, getattr(args, "addr", "") or ""),
+        build_args=build_args,
         build_contexts=flags.pairs(args.build_context, "build-context"),
         labels=flags.pairs(args.label, "label"),
         annotations=flags.pairs(args.annotation, "annotation"),
@@ -147,7 +188,7 @@ def _request(args: argparse.Namespace) -> BuildRequest:
         record_provenance=flags.record_provenance() if args.metadata_file is not None else "",
         pull=args.pull,
         cache_from=[CacheSpec.parse(text) for text in args.cache_from],
-        cache_to=[CacheSpec.parse(text) for text in args.cache_to],
+        cache_to=[CacheSpec.parse(text) for text in (*args.cache_to, *flags.inline_cache(build_args))],
         secrets=[SecretSpec.parse(text) for text in args.secret],
         ssh=[SSHSpec.parse(text) for text in args.ssh],
         allow=args.allow,

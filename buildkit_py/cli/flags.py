@@ -70,6 +70,11 @@ def build_args(items: Sequence[str], address: str) -> MappingProxyType[str, str]
     return MappingProxyType(found | proxies)
 
 
+def inline_cache(arguments: Mapping[str, str]) -> Sequence[str]:
+    """The cache export that a build argument stands for."""
+    return ["type=inline"] if arguments.get("BUILDKIT_INLINE_CACHE") in _TRUE else []
+
+
 def _proxies(address: str) -> dict[str, str]:
     """What docker's configuration says of proxies for a daemon, else for all. Source: docker cli, ParseProxyConfig."""
     path = Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser() / "config.json"

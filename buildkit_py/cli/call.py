@@ -1,0 +1,170 @@
+"""``buildkit-py build --call``: what a frontend answers, for people and as JSON.
+
+Source: docker buildx, commands/build.go; buildkit, frontend/subrequests.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, cast
+
+from buildkit_py.cli.flags import boolean
+from buildkit_py.errors import InvalidOption, SourceSnippet
+from buildkit_py.options import parse_fields
+
+if TYPE_CHECKING:
+    from buildkit_py.builder.call import CallResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSpec:
+    """What to ask, and how to show the answer."""
+
+    method: str
+    json: bool = False
+    ignore_status: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read ``check``, ``outline,format=json`` and the like; None is ``build``. Raises InvalidOption."""
+        method, json, ignore = "", False, False
+        for key, value in parse_fields(text, option="--call"):
+            match key, value:
+                case _, None if not method:
+                    method = key
+                case "format", "json" | "text" | "":
+                    json = value == "json"
+                case "ignorestatus", str():
+                    ignore = boolean(value, "--call ignorestatus")
+                case _:
+                    raise InvalidOption(f"--call {text!r}: expected METHOD[,format=json][,ignorestatus=true]")
+        if not method:
+            raise InvalidOption(f"--call {text!r}: expected build, check, outline, targets or subrequests.describe")
+        if method == "build":
+            return None
+        return cls(method="lint" if method == "check" else method, json=json, ignore_status=ignore)
+
+
+def render(spec: CallSpec, result: CallResult, filename: str) -> tuple[str, int]:
+    """What goes to stdout, and the exit code. filename is what the Dockerfile is called where it has no better name."""
+    status = 0 if spec.ignore_status else result.status
+    if spec.json:
+        return result.raw_json.rstrip("\n") + "\n", status
+    answer = result.json()
+    fields = cast("dict[str, object]", answer) if isinstance(answer, dict) else {}
+    match spec.method:
+        case "lint":
+            text, failed = _lint(fields, filename)
+            return text, 1 if failed else status
+        case "outline":
+            return _outline(fields), status
+        case "targets":
+            return _targets(fields), status
+        case _:
+            return result.text or result.raw_json.rstrip("\n") + "\n", status
+
+
+def _lint(fields: Mapping[str, object], filename: str) -> tuple[str, bool]:
+    """All warnings, each with the lines that it is about; then what keeps the Dockerfile from being built."""
+    warnings, sources = _objects(fields, "warnings"), _objects(fields, "sources")
+    error = _object(fields, "buildError")
+    if not warnings and not error:
+        return "Check complete, no warnings found.\n", False
+    parts: list[str] = []
+    if warnings:
+        found = "1 warning has" if len(warnings) == 1 else f"{len(warnings)} warnings have"
+        parts.append(f"Check complete, {found} been found!\n")
+    # In the order of the file, those without a place first.
+    for warning in sorted(warnings, key=_first_line):
+        url = _text(warning, "url")
+        lines = [f"WARNING: {_text(warning, 'ruleName')}{f' - {url}' if url else ''}", _text(warning, "detail")]
+        excerpt = _excerpt(_object(warning, "location"), sources, filename)
+        parts.append("\n".join([*lines, *([excerpt] if excerpt else [])]) + "\n")
+    if error:
+        excerpt = _excerpt(_object(error, "location"), sources, filename)
+        parts.append(f"ERROR: {_text(error, 'message')}\n" + (f"{excerpt}\n" if excerpt else ""))
+    return "\n".join(parts), bool(error)
+
+
+def _first_line(warning: Mapping[str, object]) -> int:
+    ranges = _objects(_object(warning, "location"), "ranges")
+    return _number(_object(ranges[0], "start"), "line") if ranges else 0
+
+
+def _excerpt(location: Mapping[str, object], sources: Sequence[Mapping[str, object]], filename: str) -> str:
+    index = _number(location, "sourceIndex")
+    if not location or not 0 <= index < len(sources):
+        return ""
+    source = sources[index]
+    try:
+        data = base64.b64decode(_text(source, "data"))
+    except (binascii.Error, ValueError):
+        return ""
+    ranges = tuple(
+        (_number(_object(entry, "start"), "line"), _number(_object(entry, "end"), "line"))
+        for entry in _objects(location, "ranges")
+    )
+    return SourceSnippet(filename or _text(source, "filename"), "", data, ranges).excerpt()
+
+
+def _outline(fields: Mapping[str, object]) -> str:
+    """The target, then a table for each kind of thing that it takes."""
+    parts: list[str] = []
+    if name := _text(fields, "name"):
+        description = _text(fields, "description")
+        parts.append(f"TARGET:         {name}\n" + (f"DESCRIPTION:    {description}\n" if description else ""))
+    if arguments := _objects(fields, "args"):
+        rows = [(_text(item, "name"), _text(item, "value"), _text(item, "description")) for item in arguments]
+        parts.append(_table(("BUILD ARG", "VALUE", "DESCRIPTION"), rows))
+    for key, heading in (("secrets", "SECRET"), ("ssh", "SSH")):
+        if entries := _objects(fields, key):
+            required = [(_text(item, "name"), "true" if item.get("required") else "") for item in entries]
+            parts.append(_table((heading, "REQUIRED"), required))
+    if caches := _objects(fields, "cache"):
+        parts.append(_table(("CACHE",), [(_text(item, "ID"),) for item in caches]))
+    return "\n".join(parts) if parts else "The target takes no arguments, secrets or agents.\n"
+
+
+def _targets(fields: Mapping[str, object]) -> str:
+    rows: list[tuple[str, ...]] = []
+    for target in _objects(fields, "targets"):
+        name = _text(target, "name")
+        if target.get("default"):
+            name = f"{name} (default)".strip()
+        rows.append((name, _text(target, "description")))
+    return _table(("TARGET", "DESCRIPTION"), rows)
+
+
+def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in (heading, *rows)) + 4 for column in range(len(heading))]
+    lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heading, *rows))
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _object(fields: Mapping[str, object], key: str) -> Mapping[str, object]:
+    value = fields.get(key)
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+
+
+def _objects(fields: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
+    value = fields.get(key)
+    entries = cast("list[object]", value) if isinstance(value, list) else []
+    return [cast("dict[str, object]", entry) for entry in entries if isinstance(entry, dict)]
+
+
+def _text(fields: Mapping[str, object], key: str) -> str:
+    """Printable, on one line: a Dockerfile may be somebody else's."""
+    value = fields.get(key)
+    if not isinstance(value, str):
+        return ""
+    if key == "data":
+        return value
+    return "".join(char if char.isprintable() else " " for char in value)
+
+
+def _number(fields: Mapping[str, object], key: str) -> int:
+    value = fields.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
