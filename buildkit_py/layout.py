@@ -383,10 +383,10 @@ class LayoutWriter(LayoutMerger):
         finally:
             blob.abort()
 
-    def open_blob(self, digest: Digest) -> LayoutBlob:
-        """Where the content of a blob is written."""
+    def open_blob(self, digest: Digest, *, checked: bool = False) -> LayoutBlob:
+        """Where the content of a blob is written; checked says that the writer looks at its digest before close()."""
         with _writing(self.staging):
-            return LayoutBlob(self, digest)
+            return LayoutBlob(self, digest, checked=checked)
 
     def finish_entries(self, entries: Sequence[Descriptor]) -> None:
         """Say that all blobs were staged; entries, with their names as annotations, are the ``index.json``.
@@ -406,9 +406,9 @@ class LayoutWriter(LayoutMerger):
 class LayoutBlob:
     """A blob that is written into a LayoutWriter; it is part of the layout once close() returns. Blocks."""
 
-    def __init__(self, writer: LayoutWriter, digest: Digest) -> None:
+    def __init__(self, writer: LayoutWriter, digest: Digest, *, checked: bool) -> None:
         self._staging = writer.staging
-        self._blob = _Blob(writer, digest)
+        self._blob = _Blob(writer, digest, checked=checked)
 
     def write(self, data: bytes, /) -> None:
         """Take the next bytes."""
@@ -416,7 +416,7 @@ class LayoutBlob:
             self._blob.write(memoryview(data))
 
     def close(self) -> None:
-        """Say that all of it was written; raises ProtocolError unless it has the digest that it should have."""
+        """Say that all of it was written; ProtocolError where it is checked here and is not what it should be."""
         with _writing(self._staging):
             self._blob.close()
 
@@ -566,9 +566,9 @@ class _SmallFile:
 class _Blob:
     """A blob on its way to the disk. One that is there already is only checked."""
 
-    def __init__(self, merger: LayoutMerger, digest: Digest) -> None:
+    def __init__(self, merger: LayoutMerger, digest: Digest, *, checked: bool = False) -> None:
         self._digest = digest
-        self._hash: Hash = new_hash(digest.algorithm)
+        self._hash: Hash | None = None if checked else new_hash(digest.algorithm)
         self._path = merger.blob_path(digest)
         self._temporary: Path | None = None
         self._file: BinaryIO | None = None
@@ -577,13 +577,15 @@ class _Blob:
             self._file = self._temporary.open("xb")
 
     def write(self, data: memoryview) -> None:
-        self._hash.update(data)
+        if self._hash is not None:
+            self._hash.update(data)
         if self._file is not None:
             self._file.write(data)
 
     def close(self) -> None:
         try:
-            self._digest.verify_hash(self._hash, "blob")
+            if self._hash is not None:
+                self._digest.verify_hash(self._hash, "blob")
         except InvalidDigest as error:
             raise ProtocolError(str(error)) from error
         if self._file is not None and self._temporary is not None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote_to_bytes
 
 from buildkit_py.errors import InvalidPlatform
-from buildkit_py.pb import ops_pb2
+
+if TYPE_CHECKING:
+    from buildkit_py.pb import ops_pb2
 
 _OS_PART = re.compile(r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?")
 _PART = re.compile(r"[A-Za-z0-9_.-]+")
@@ -167,6 +169,8 @@ class Platform:
         )
 
     def to_pb(self) -> ops_pb2.Platform:
+        from buildkit_py.pb import ops_pb2  # who inspects a registry has no use for protobuf
+
         return ops_pb2.Platform(
             OS=self.os,
             Architecture=self.architecture,

@@ -8,7 +8,7 @@ from typing import cast
 
 from buildkit_py.imagetools.gotemplate import GoTemplate
 from buildkit_py.imagetools.govalues import NIL_LIST, NIL_MAP, NIL_POINTER, Field, Record, Value
-from buildkit_py.imagetools.inspect import Image, Inspection
+from buildkit_py.imagetools.inspection import Image, Inspection
 from buildkit_py.imagetools.text import describe
 from buildkit_py.oci import Descriptor, Index, parse_json
 from buildkit_py.platforms import Platform

@@ -7,12 +7,11 @@ import io
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, cast
 
 from buildkit_py.digest import Digest
 from buildkit_py.errors import ImageError, InvalidDigest, NotFound, ProtocolError
 from buildkit_py.imagetools.location import LayoutLocation, Location
-from buildkit_py.layout import REF_NAME, Layout, open_layout
 from buildkit_py.oci import (
     MAX_MANIFEST_BYTES,
     Descriptor,
@@ -22,6 +21,9 @@ from buildkit_py.oci import (
 )
 from buildkit_py.reference import Reference
 from buildkit_py.registry import Registry
+
+if TYPE_CHECKING:
+    from buildkit_py.layout import Layout  # loaded for those who have one
 
 Document: TypeAlias = Manifest | Index
 
@@ -140,6 +142,8 @@ class LayoutStore:
     def entry(self) -> Descriptor:
         """The entry of ``index.json`` that the location names."""
         if self.location.entry is None:
+            from buildkit_py.layout import REF_NAME
+
             # Referrers stand in the index without a name, beside the one image that has one.
             named = {item.digest: item for item in self.layout.index.manifests if REF_NAME in item.annotations}
             if len(named) == 1:
@@ -215,6 +219,8 @@ async def open_store(
     if isinstance(location, Reference):
         yield RepositoryStore(registry, location.with_default_tag(), mirrors)
         return
+    from buildkit_py.layout import open_layout
+
     with ExitStack() as stack:
         layout = await asyncio.to_thread(stack.enter_context, open_layout(location.path))
         yield LayoutStore(layout, location)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from buildkit_py.imagetools.inspect import Inspection
+from buildkit_py.imagetools.inspection import Inspection
 from buildkit_py.oci import Descriptor, Index
 from buildkit_py.reference import Reference
 

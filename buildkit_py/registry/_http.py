@@ -6,6 +6,7 @@ loop that sends anything again.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import http.cookiejar
 import random
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 
 import requests
 import requests.adapters
+import requests.structures
 import requests.utils
 import urllib3
 import urllib3.connection
@@ -55,6 +57,11 @@ class Origin(NamedTuple):
     @classmethod
     def of(cls, url: str) -> Origin:
         """Origin of an absolute http(s) URL; RegistryError for anything else."""
+        return _origin_of(url)
+
+    @classmethod
+    def read(cls, url: str) -> Origin:
+        """The same, of a URL that was not read lately."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -69,6 +76,12 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         name = f"[{self.host}]" if ":" in self.host else self.host
         return name if self.port == _DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
+
+
+@functools.lru_cache(256)
+def _origin_of(url: str) -> Origin:
+    """Each request asks for that of its URL several times."""
+    return Origin.read(url)
 
 
 def _target(url: str) -> str:
@@ -275,11 +288,12 @@ class Transport:
         """
         origin = Origin.of(url)
         self._pass_gate(origin, operation)
-        prepared = requests.Request(method, url).prepare()
-        # As given: percent signs, blank and repeated parameters of a signed location must stay what they are.
-        prepared.url = url
-        prepared.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers})
-        prepared.body = cast("Any", body)
+        prepared = requests.PreparedRequest()
+        # Not by prepare(): percent signs, blank and repeated parameters of a signed location must stay what they are.
+        prepared.method, prepared.url, prepared.body = method, url, cast("Any", body)
+        prepared.headers = requests.structures.CaseInsensitiveDict(
+            {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        )
         if isinstance(body, bytes):
             prepared.headers["Content-Length"] = str(len(body))
         seconds = max(0.001, operation.remaining())

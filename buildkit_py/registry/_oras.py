@@ -15,11 +15,16 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 from urllib.parse import urlencode, urljoin
 
-import oras.auth
-import oras.auth.base
-import oras.container
-import oras.provider
 import requests
+
+from buildkit_py.registry import _lazy
+
+with _lazy.loaded_at_first_use("jsonschema"):
+    # Validators of manifests of files, which nothing here calls, would take a third of a command's start.
+    import oras.auth
+    import oras.auth.base
+    import oras.container
+    import oras.provider
 
 from buildkit_py.errors import NotFound, RegistryError
 from buildkit_py.reference import Reference

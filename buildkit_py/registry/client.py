@@ -57,6 +57,8 @@ _MAX_PAGES = 1000
 _MAX_TAGS = 200_000
 _MAX_REFERRERS = 10_000
 _MAX_EDITS = 5
+_ABSENT_ENOUGH = 8
+_SMALL_BLOB_BYTES = 256 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
@@ -101,6 +103,8 @@ class RegistryClient:
         self._timeouts = timeouts or Timeouts()
         self.transport = transport or Transport(config, timeouts=self._timeouts, retry=retry or RetryPolicy())
         store = config.credential_store(credentials or DockerCredentials())
+        self._absent: dict[str, int] = {}
+        """By repository: of how many blobs in a row it was asked, and had none."""
         self._listing: dict[str, bool] = {}
         """By repository: whether the registry lists referrers by itself."""
         self._editing = threading.Lock()
@@ -178,11 +182,13 @@ class RegistryClient:
         tags: Sequence[str] = (),
         *,
         track_subject: bool = True,
+        present: bool = False,
         operation: Operation | None = None,
     ) -> Descriptor:
         """Put the bytes by their digest, then at each tag in the order given; returns their descriptor.
 
-        A tag is written only after everything before it succeeded. Of a manifest with a subject the registry
+        present says that they are there by their digest already, so that only the tags are written. A tag is written
+        only after everything before it succeeded. Of a manifest with a subject the registry
         keeps track; where it does not, the tag that lists the subject's referrers is brought up to date, unless
         track_subject is off.
         """
@@ -194,10 +200,11 @@ class RegistryClient:
             )
         digest = Digest.of(raw)
         operation = self._operation(operation)
-        response = self._put_manifest(reference.with_digest(digest), raw, media_type, digest, operation)
-        subject = subject_of(raw) if track_subject else None
-        if subject is not None and response.headers.get("OCI-Subject", "").strip() != str(subject):
-            self._track(reference, subject, raw, media_type, operation)
+        if not present:
+            response = self._put_manifest(reference.with_digest(digest), raw, media_type, digest, operation)
+            subject = subject_of(raw) if track_subject else None
+            if subject is not None and response.headers.get("OCI-Subject", "").strip() != str(subject):
+                self._track(reference, subject, raw, media_type, operation)
         for target in targets:
             self._put_manifest(target, raw, media_type, digest, operation)
         return Descriptor(media_type=media_type, digest=digest, size=len(raw))
@@ -618,8 +625,7 @@ class RegistryClient:
             mounted, location = self._mount(reference, descriptor.digest, source, operation)
             if mounted:
                 return Transfer.MOUNTED
-        # The scope is that of the upload, so that one token serves it all.
-        if self._has_blob(reference, descriptor.digest, push(reference.path), operation):
+        if self._is_there(reference, descriptor, operation):
             if location is not None:
                 self._cancel_upload(reference, location, operation)
             return Transfer.PRESENT
@@ -628,6 +634,16 @@ class RegistryClient:
             location = _location(self._post(url, (push(reference.path),), reference, operation))
         self._upload(reference, descriptor, location, open_content, operation)
         return Transfer.SENT
+
+    def _is_there(self, reference: Reference, descriptor: Descriptor, operation: Operation) -> bool:
+        """Whether the repository has a blob; taken to be false for a small one where none was there of late."""
+        absent = self._absent.get(reference.name, 0)
+        if absent >= _ABSENT_ENOUGH and descriptor.size <= _SMALL_BLOB_BYTES:
+            return False  # asking costs as much as sending
+        # The scope is that of the upload, so that one token serves it all.
+        found = self._has_blob(reference, descriptor.digest, push(reference.path), operation)
+        self._absent[reference.name] = 0 if found else absent + 1
+        return found
 
     def _mount(
         self, reference: Reference, digest: Digest, source: Reference, operation: Operation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ def split_host(host: str) -> tuple[str, int | None]:
     return name.lower(), int(port) if port else None
 
 
+@functools.lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether host[:port] is ``localhost``, in 127.0.0.0/8, or ``::1``.
 

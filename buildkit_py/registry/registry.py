@@ -27,8 +27,8 @@ T = TypeVar("T")
 Repository: TypeAlias = Reference | str
 """A repository: a reference whose tag and digest do not matter, or its text as people write it."""
 
-CONCURRENCY = 8
-"""Requests at once: round trips dominate, and registries begin to push back above this."""
+CONCURRENCY = 16
+"""Requests at once: round trips dominate. Registries that have too many say so, and are obeyed."""
 
 
 def _greet(repository: Repository, client: RegistryClient, operation: Operation) -> None:
@@ -123,16 +123,18 @@ class Registry:
         tags: Sequence[str] = (),
         *,
         track_subject: bool = True,
+        present: bool = False,
     ) -> Descriptor:
         """Put the bytes by their digest, then at each tag in the order given; returns their descriptor.
 
-        A tag is written only after everything before it succeeded. Of a manifest with a subject the registry
+        present says that they are there by their digest already, so that only the tags are written. A tag is written
+        only after everything before it succeeded. Of a manifest with a subject the registry
         keeps track; where it does not, the tag that lists the subject's referrers is brought up to date, unless
         track_subject is off.
         """
         return await self._run(
             lambda client, operation: client.push_manifest(
-                repository, raw, media_type, tags, track_subject=track_subject, operation=operation
+                repository, raw, media_type, tags, track_subject=track_subject, present=present, operation=operation
             )
         )
 

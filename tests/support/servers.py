@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ _HTPASSWD = f"{USERNAME}:$2y$04$2LemDu.5qlE0Gr0qVgdxveGhQ26T5SubDX5QIve7lDQ.bKmk
 _READY_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.02
+_ACCESS = re.compile(rb'"([A-Z]+) /v2/[^"]*HTTP/1\.1"')
 _LISTENING = re.compile(rb"listening on 127\.0\.0\.1:(\d+)")
 
 
@@ -51,6 +53,10 @@ class Registry:
     """Certificate authority of a registry with TLS, as a PEM file."""
     username: str = ""
     password: str = field(default="", repr=False)
+
+    def asked(self) -> Counter[str]:
+        """How many requests of each method came so far; of a registry with an access log."""
+        return Counter(match.decode() for match in _ACCESS.findall(self.log.read_bytes()))
 
     @property
     def url(self) -> str:
@@ -137,11 +143,16 @@ def run_daemon(
 
 @contextmanager
 def run_registry(
-    folder: Path, *, password: bool = False, tls: bool = False, token: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    password: bool = False,
+    tls: bool = False,
+    token: Mapping[str, str] | None = None,
+    access_log: bool = False,
 ) -> Generator[Registry]:
     """A registry with its data below folder; Unavailable where there is no docker-registry.
 
-    token holds the settings of authentication by a token server.
+    token holds the settings of authentication by a token server. With access_log its log has a line for each request.
     """
     binary = find_registry()
     if binary is None:
@@ -159,7 +170,7 @@ def run_registry(
         auth = {"auth": {"token": dict(token)}}
     config = {
         "version": "0.1",
-        "log": {"level": "info", "accesslog": {"disabled": True}},  # info: the port is told at that level
+        "log": {"level": "info", "accesslog": {"disabled": not access_log}},  # info: the port is told at that level
         "storage": {
             "filesystem": {"rootdirectory": str(folder / "data")},
             "delete": {"enabled": True},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import oras.auth
@@ -96,3 +98,15 @@ def test_oras_is_imported_in_one_module() -> None:
     pattern = re.compile(r"^\s*(?:import|from) oras\b", re.MULTILINE)
     found = [path.name for path in package.rglob("*.py") if pattern.search(path.read_text())]
     assert found == ["_oras.py"]
+
+
+def test_the_validator_of_oras_is_loaded_when_it_is_used() -> None:
+    """It takes as long to import as all the rest of oras, and nothing here validates by it."""
+    code = (
+        "import sys, buildkit_py.registry._oras, oras.provider\n"
+        "assert 'jsonschema' not in sys.modules\n"
+        "oras.provider.jsonschema.validate({}, {})\n"
+        "import jsonschema\n"
+        "assert jsonschema is sys.modules['jsonschema'] and jsonschema.validate\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

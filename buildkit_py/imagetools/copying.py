@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from buildkit_py.digest import Digest
 from buildkit_py.errors import ImageError, InvalidOption
-from buildkit_py.imagetools.create import target_reference, write_tags
-from buildkit_py.imagetools.inspect import read_config
+from buildkit_py.imagetools.creation import target_reference, write_tags
+from buildkit_py.imagetools.inspection import read_config
 from buildkit_py.imagetools.join import Joined, filter_index, without_attestations
 from buildkit_py.imagetools.location import LayoutLocation, Location, parse_location
 from buildkit_py.imagetools.store import LayoutStore, RepositoryStore, open_store
 from buildkit_py.imagetools.tasks import gather
 from buildkit_py.imagetools.transfer import Traffic, push_nodes
 from buildkit_py.imagetools.tree import Node, read_tree
-from buildkit_py.layout import IMAGE_NAME, REF_NAME, LayoutWriter, check_destination
 from buildkit_py.oci import Descriptor, Index, Manifest
 from buildkit_py.platforms import Platform, parse_platforms
 from buildkit_py.reference import DEFAULT_TAG, Reference
 from buildkit_py.registry import Registry
+
+if TYPE_CHECKING:
+    from buildkit_py.layout import LayoutWriter  # loaded for those who write one
 
 MAX_REFERRERS = 500
 """Manifests about one image: signatures, attestations, and signatures of those."""
@@ -71,6 +74,8 @@ async def copy(registry: Registry, request: CopyRequest) -> Copied:
     elif destination.digest is not None:
         raise InvalidOption(f"{destination}: a digest cannot be chosen, it is that of the content; give a tag")
     else:
+        from buildkit_py.layout import check_destination
+
         await asyncio.to_thread(check_destination, destination.path, directory=_is_directory(destination))
     async with open_store(registry, source) as store:
         raw, found = await store.find()
@@ -165,12 +170,16 @@ async def _to_registry(
     await push_nodes(registry, store, list(root.walk()), repository, traffic)
     about = {node.descriptor.digest: node for tree in referrers for node in tree.walk()}
     await push_nodes(registry, store, list(about.values()), repository, traffic, track_subjects=True)
-    return bool(await write_tags(registry, root.raw, root.descriptor.media_type, [destination]))
+    # A root with a subject is put once more, to be found by that.
+    plain = root.content is None or root.content.subject is None
+    return bool(await write_tags(registry, root.raw, root.descriptor.media_type, [destination], present=plain))
 
 
 async def _to_layout(
     store: Store, root: Node, referrers: Sequence[Node], destination: LayoutLocation, traffic: Traffic
 ) -> None:
+    from buildkit_py.layout import LayoutWriter
+
     directory = _is_directory(destination)
     path = destination.path.absolute()
     writer = await asyncio.to_thread(LayoutWriter.create, path)
@@ -196,7 +205,8 @@ async def _pull(
     async with limit:
         if blob.urls and not await store.has_blob(blob):
             return
-        target = await asyncio.to_thread(writer.open_blob, blob.digest)
+        # The store checks what it gives; hashing it again would double the cost of a pull.
+        target = await asyncio.to_thread(writer.open_blob, blob.digest, checked=True)
         try:
             await store.pull(blob, target)
             await asyncio.to_thread(target.close)
@@ -208,6 +218,8 @@ async def _pull(
 
 def _named(root: Node, store: Store, destination: LayoutLocation) -> Descriptor:
     """The image's entry in ``index.json``, with the names that BuildKit and containerd look for."""
+    from buildkit_py.layout import IMAGE_NAME, REF_NAME
+
     names = {REF_NAME: destination.tag or DEFAULT_TAG}
     if isinstance(store, RepositoryStore):
         tag = destination.tag or store.reference.tag_or_latest

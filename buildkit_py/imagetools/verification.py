@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from buildkit_py.digest import Digest
 from buildkit_py.errors import BuildKitError, ImageError, ProtocolError, RegistryError
-from buildkit_py.imagetools.inspect import read_config, read_statements
+from buildkit_py.imagetools.inspection import read_config, read_statements
 from buildkit_py.imagetools.join import platform_key
 from buildkit_py.imagetools.location import Location, parse_location
 from buildkit_py.imagetools.store import LayoutStore, RepositoryStore, open_store, parse_document

@@ -11,7 +11,7 @@ from pathlib import Path
 from buildkit_py.digest import Digest
 from buildkit_py.errors import ImageError, InvalidOption, NotFound
 from buildkit_py.imagetools.annotations import Annotation, Level, parse_annotations
-from buildkit_py.imagetools.inspect import read_config
+from buildkit_py.imagetools.inspection import read_config
 from buildkit_py.imagetools.join import Joined, Part, join, platform_key, with_children
 from buildkit_py.imagetools.location import Location
 from buildkit_py.imagetools.rewrite import with_annotations
@@ -350,9 +350,12 @@ async def _push_children(
 
 
 async def write_tags(
-    registry: Registry, raw: bytes, media_type: str, references: Sequence[Reference]
+    registry: Registry, raw: bytes, media_type: str, references: Sequence[Reference], *, present: bool = False
 ) -> tuple[Reference, ...]:
-    """Put a root by its digest into every repository, then write the tags in order; returns those that had it."""
+    """Put a root by its digest into every repository, then write the tags in order; returns those that had it.
+
+    present says that all repositories have the root already.
+    """
     digest = Digest.of(raw)
     before = await gather(_points_at(registry, reference, digest) for reference in references)
     unchanged = tuple(reference for reference, same in zip(references, before, strict=True) if same)
@@ -362,11 +365,11 @@ async def write_tags(
         if reference not in unchanged:
             tags[reference.name].append(reference.tag_or_latest)
     changing = {name: names for name, names in tags.items() if names}
-    if len(changing) > 1:
-        # All repositories have the index before the first tag moves.
+    if not present:
+        # All repositories have the root before the first tag moves.
         await gather(registry.push_manifest(name, raw, media_type) for name in changing)
     for name, names in changing.items():
-        await registry.push_manifest(name, raw, media_type, tags=names)
+        await registry.push_manifest(name, raw, media_type, tags=names, present=True)
     return unchanged
 
 
