@@ -228,6 +228,7 @@ class _Run:
         return SolveRequest(
             frontend=work.frontend,
             frontend_attrs=attrs,
+            frontend_inputs=work.inputs,
             definition=work.definition,
             result_metadata=work.metadata,
             exporters=exporters,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
 
 from buildkit_py.errors import InvalidOption, InvalidReference
 from buildkit_py.reference import Reference
@@ -49,6 +50,8 @@ class DockerfileSources:
     files: dict[str, Mapping[str, bytes]] = field(default_factory=dict[str, Mapping[str, bytes]])
     uploads: dict[str, Replay] = field(default_factory=dict[str, "Replay"])
     layouts: dict[str, Path] = field(default_factory=dict[str, Path])
+    inputs: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    """Definitions that the frontend takes for named contexts."""
 
     def served(self) -> ClientSources:
         """All but the directories."""
@@ -143,6 +146,10 @@ def _add_named(found: DockerfileSources, name: str, value: str) -> None:
             except InvalidReference as error:
                 raise InvalidOption(f"{option}: {error}") from error
         found.attrs[f"context:{key}"] = value
+        if _is_file(value):
+            # Frontends as of v0.25 take every URL here for that of a repository, and fail.
+            found.inputs[key] = _file(value, name)
+            found.attrs[f"context:{key}"] = f"input:{key}"
     elif "://" in value:
         raise InvalidOption(
             f"{option}: unknown scheme in {value!r}; expected a directory, docker-image://, oci-layout:// or a URL"
@@ -151,6 +158,21 @@ def _add_named(found: DockerfileSources, name: str, value: str) -> None:
         local = f"named-{key}" if key in {"context", "dockerfile"} else key
         found.directories[local] = checked_directory(value, option)
         found.attrs[f"context:{key}"] = f"local:{local}"
+
+
+def _is_file(url: str) -> bool:
+    """Whether the URL is that of a file, not of a repository. Source: moby/buildkit, frontend/dockerfile/dfgitutil."""
+    parts = urlsplit(url)
+    return parts.scheme in {"http", "https"} and not parts.path.endswith(".git")
+
+
+def _file(url: str, name: str) -> bytes:
+    """Definition of a directory with the file, which is called ``context`` there."""
+    from buildkit_py import llb  # hardly any build needs it
+
+    parts = urlsplit(url)
+    shown = f"[context {name}] {parts.scheme}://{parts.hostname}{parts.path}"
+    return llb.marshal(llb.http(url, filename="context", custom_name=shown), source_map=False).to_bytes()
 
 
 def _layout_context(found: DockerfileSources, text: str, option: str) -> str:

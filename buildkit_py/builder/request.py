@@ -108,6 +108,8 @@ class Work:
     frontend: str = ""
     attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Attributes of the frontend; attestations are asked for here too where there is none."""
+    inputs: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    """Definitions for the frontend, by name."""
     definition: bytes | None = None
     metadata: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     """What the result of a definition says of itself: platform, and how a container of the image starts."""
@@ -154,6 +156,9 @@ class Plan(ABC):
 class DockerfilePlan(Plan):
     """A build by the Dockerfile frontend."""
 
+    inputs: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    """Definitions of named contexts."""
+
     def work(self, platform: Platform | None, *, directories_session: str) -> Work:
         attrs = dict(self.attrs)
         if platform is not None:
@@ -161,7 +166,7 @@ class DockerfilePlan(Plan):
         if directories_session:
             names = (*self.directories, *self.sources.files)
             attrs |= {f"local-sessionid:{name}": directories_session for name in names}
-        return Work(frontend="dockerfile.v0", attrs=attrs)
+        return Work(frontend="dockerfile.v0", attrs=attrs, inputs=self.inputs)
 
     def joint_work(self) -> Work | None:
         work = self.work(None, directories_session="")
@@ -202,6 +207,7 @@ def plan(request: BuildRequest) -> DockerfilePlan:
         attrs=MappingProxyType({**attrs, **common.attrs}),
         sources=sources.served(),
         entitlements=step_entitlements(request),
+        inputs=MappingProxyType(sources.inputs),
     )
 
 

@@ -250,17 +250,14 @@ async def test_named_contexts_of_every_kind(
 
 async def test_a_file_from_the_web_as_a_named_context(builds: Builds, web: Server) -> None:
     (web.root / "plain").write_text("from the web")
-    try:
-        files = await builds(
-            context=None,
-            dockerfile=b"FROM scratch\nCOPY --from=web / /web/\n",
-            build_contexts={"web": f"{web.url}/plain"},
-        )
-    except SolveError as error:
-        if error.message != "invalid argument":
-            raise
-        pytest.skip("the frontend of this daemon, as of BuildKit v0.25, takes every such URL for a git repository")
-    assert list(files.values()) == [b"from the web"]
+    files = await builds(
+        context=None,
+        dockerfile=b"FROM scratch\nCOPY --from=web / /web/\n",
+        build_contexts={"web": f"{web.url}/plain"},
+        platforms=["amd64", "arm64"],
+    )
+    assert files == {f"linux_{arch}/web/context": b"from the web" for arch in ("amd64", "arm64")}
+    assert len([line for line in web.requests if "GET /plain" in line]) == 1
 
 
 async def test_a_layout_is_a_base_image_for_two_platforms(builds: Builds, tmp_path: Path) -> None:

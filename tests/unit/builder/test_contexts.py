@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_py import llb
 from buildkit_py.builder.request import BuildRequest, DockerfilePlan, plan
 from buildkit_py.builder.streams import MAX_DOCKERFILE_BYTES, is_archive, open_streams
 from buildkit_py.errors import InvalidOption
@@ -128,7 +129,6 @@ def test_what_is_an_archive(head: bytes, expected: bool) -> None:
     "url",
     [
         "https://example.com/repo.git#main:sub",
-        "http://example.com/context.tar.gz",
         "git://example.com/repo",
         "git@example.com:team/repo.git",
         "someone@example.com:repo.git#v1",
@@ -238,3 +238,14 @@ def test_an_image_name_is_checked(context: Path) -> None:
         plan(BuildRequest(context=context, build_contexts={"base": "docker-image://x/UPPER"}))
     named = {"base": "docker-image://scratch"}
     assert plan(BuildRequest(context=context, build_contexts=named)).attrs["context:base"] == "docker-image://scratch"
+
+
+def test_a_file_from_the_web_by_name_is_an_input(context: Path) -> None:
+    """Unless it is called like a repository; credentials do not show in the name of the vertex."""
+    url = "https://me:hunter2@example.com/dir/file.txt?token=hunter2"
+    checked = plan(BuildRequest(context=context, build_contexts={"web": url, "repo": "https://example.com/r.git"}))
+    assert checked.attrs["context:web"] == "input:web"
+    assert checked.attrs["context:repo"] == "https://example.com/r.git"
+    (vertex,) = [vertex for vertex in llb.Definition.parse(checked.inputs["web"]).vertexes if vertex.kind == "source"]
+    assert vertex.name == "[context web] https://example.com/dir/file.txt"
+    assert set(checked.work(None, directories_session="").inputs) == {"web"}
