@@ -31,9 +31,7 @@ from buildkit_py.errors import (
 from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.pb import control_pb2, ops_pb2
 from buildkit_py.progress import BuildProgress, StatusUpdate
-from buildkit_py.session.attachable import Attachable
-from buildkit_py.session.exporter import FIND_EXPORTERS
-from buildkit_py.session.policy import CHECK_POLICY
+from buildkit_py.session.attachable import CHECK_POLICY, FIND_EXPORTERS, Attachable
 from buildkit_py.session.server import Session, open_session
 
 if TYPE_CHECKING:

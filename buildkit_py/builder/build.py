@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from buildkit_py.builder.contexts import has_streams
 from buildkit_py.builder.graph import GraphRequest, plan_graph
 from buildkit_py.builder.identity import node_id
 from buildkit_py.builder.outputs import ClientOutputs, receiver
@@ -17,7 +18,6 @@ from buildkit_py.builder.request import BuildRequest, Plan, Work, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
 from buildkit_py.builder.services import ClientServices
 from buildkit_py.builder.steps import needs_gateway, with_gateway
-from buildkit_py.builder.streams import open_streams
 from buildkit_py.builder.transfers import TransferCallback, watched
 from buildkit_py.client import Client, SolveRequest, SolveResult
 from buildkit_py.errors import (
@@ -78,7 +78,11 @@ async def build(
     on_transfer is told, ten times a second, how far files have come on their way to the daemon.
     """
     if isinstance(request, BuildRequest):
-        checked: Plan = plan(await open_streams(request))
+        if has_streams(request.context, request.dockerfile):
+            from buildkit_py.builder.streams import open_streams
+
+            request = await open_streams(request)
+        checked: Plan = plan(request)
     else:
         checked = await _plan_graph(client, request)
     started = time.monotonic()

@@ -100,4 +100,10 @@ def _solve_request(checked: Plan, method: str) -> SolveRequest:
     # A frontend that a Dockerfile brings along may answer too; an old one refuses instead of building.
     attrs = {**work.attrs, "requestid": f"frontend.{method}", "frontend.caps": f"{_CAPABILITY}+forward"}
     attrs = {name: value for name, value in attrs.items() if not name.startswith("attest:")}
-    return SolveRequest(frontend=work.frontend, frontend_attrs=attrs, entitlements=checked.entitlements, internal=True)
+    return SolveRequest(
+        frontend=work.frontend,
+        frontend_attrs=attrs,
+        frontend_inputs=work.inputs,
+        entitlements=checked.entitlements,
+        internal=True,
+    )

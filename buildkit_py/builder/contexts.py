@@ -75,6 +75,18 @@ def plan_sources(context: Context, dockerfile: DockerfileSource, named: Mapping[
     return found
 
 
+def has_streams(context: Context, dockerfile: DockerfileSource) -> bool:
+    """Whether they have to be opened before they are planned with."""
+    return not (
+        (context is None or isinstance(context, os.PathLike) or (isinstance(context, str) and context != "-"))
+        and (
+            dockerfile is None
+            or isinstance(dockerfile, (bytes, os.PathLike))
+            or (isinstance(dockerfile, str) and dockerfile != "-")
+        )
+    )
+
+
 def is_git_over_ssh(context: Context) -> bool:
     """Whether the daemon needs an ssh agent to fetch the context."""
     return isinstance(context, str) and not Path(context).is_dir() and _GIT_SSH.match(context) is not None

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from buildkit_py.builder.annotations import Annotations
-from buildkit_py.builder.caches import plan_caches
 from buildkit_py.builder.contexts import ClientSources, Context, DockerfileSource, is_git_over_ssh, plan_sources
 from buildkit_py.builder.exports import Exports, plan_exports
 from buildkit_py.builder.services import check_services
@@ -20,7 +19,9 @@ from buildkit_py.builder.steps import step_attrs, step_entitlements
 from buildkit_py.errors import InvalidOption
 from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
 from buildkit_py.platforms import Platform, parse_platforms
-from buildkit_py.session.policy import SourceDecider
+
+if TYPE_CHECKING:
+    from buildkit_py.session.policy import SourceDecider
 
 DEFAULT_PROVENANCE = "mode=min,inline-only=true"
 """What docker buildx asks for when nobody says anything."""
@@ -225,6 +226,9 @@ def plan_common(request: CommonRequest) -> Common:
         if kind not in _ATTESTATIONS:
             raise InvalidOption(f"attestation {kind!r}: expected provenance or sbom")
         attrs[f"attest:{kind}"] = parameters
-    plan_caches(request.cache_from, request.cache_to, platforms)
+    if request.cache_from or request.cache_to:
+        from buildkit_py.builder.caches import plan_caches  # many builds have none
+
+        plan_caches(request.cache_from, request.cache_to, platforms)
     check_services(request.secrets, request.ssh)
     return Common(platforms=platforms, exports=exports, attrs=attrs)

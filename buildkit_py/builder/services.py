@@ -23,9 +23,6 @@ class ClientServices:
 
     def __init__(self, plan: Plan) -> None:
         """Blocks on small files. Raises InvalidOption for what has gone since the plan was made."""
-        # Few builds want more than directories.
-        from buildkit_py.builder.caches import plan_caches
-
         request, sources = plan.request, plan.sources
         directories = {name: LocalDir(path) for name, path in plan.directories.items()}
         self.file_sync = FileSync({**directories, **{name: MemoryDir(files) for name, files in sources.files.items()}})
@@ -39,9 +36,13 @@ class ClientServices:
             from buildkit_py.session.policy import SourcePolicy
 
             self.attachables.append(SourcePolicy(request.source_policy))
-        caches = plan_caches(request.cache_from, request.cache_to, plan.platforms, warn=True)
-        self._imports = caches.imports
-        self._exports = caches.exports
+        self._imports: Sequence[CacheSpec] = ()
+        self._exports: Mapping[Platform | None, Sequence[CacheSpec]] = {}
+        if request.cache_from or request.cache_to:
+            from buildkit_py.builder.caches import plan_caches
+
+            caches = plan_caches(request.cache_from, request.cache_to, plan.platforms, warn=True)
+            self._imports, self._exports = caches.imports, caches.exports
         self._local: dict[Platform | None, LocalCaches] = {}
         self._stores = self._open_stores(sources.layouts)
         if self._stores:

@@ -19,19 +19,12 @@ _HEAD_BYTES = 1024
 _COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00")
 
 
-def has_streams(request: BuildRequest) -> bool:
-    """Whether open_streams has to be called first."""
-    return _is_stream(request.context) or (_is_stream(request.dockerfile) and not isinstance(request.dockerfile, bytes))
-
-
 async def open_streams(request: BuildRequest) -> BuildRequest:
     """The request with its streams looked at: an archive becomes a Replay, anything else is a Dockerfile.
 
     Waits for the streams. Raises InvalidOption for streams that are empty, cannot be read, or are both the context
     and the Dockerfile. A request without streams comes back as it is.
     """
-    if not has_streams(request):
-        return request
     if request.context == "-" and request.dockerfile == "-":
         raise InvalidOption("dockerfile: standard input cannot be both the context and the Dockerfile")
     dockerfile = request.dockerfile
@@ -39,6 +32,8 @@ async def open_streams(request: BuildRequest) -> BuildRequest:
         dockerfile = await _whole(_replay(dockerfile))
     context = request.context
     if not _is_stream(context):
+        if dockerfile is request.dockerfile:
+            return request
         return replace(request, context=context, dockerfile=dockerfile)
     stream = _replay(context)
     head = await _head(stream)

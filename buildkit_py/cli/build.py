@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from buildkit_py.builder import BuildRequest, BuildResult, build
 from buildkit_py.builder.outputs import check_outputs
 from buildkit_py.builder.request import plan
-from buildkit_py.builder.streams import open_streams
 from buildkit_py.cli import flags
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.files import check_writable, write_text
@@ -83,7 +82,11 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
 
 async def execute(args: argparse.Namespace) -> int:
     """Build; print the digest of what was made, unless that itself goes to stdout."""
-    request = await open_streams(_request(args))
+    request = _request(args)
+    if "-" in (args.context, args.file):
+        from buildkit_py.builder.streams import open_streams
+
+        request = await open_streams(request)
     if args.check or args.call != "build":
         from buildkit_py.cli.call import CallSpec
 

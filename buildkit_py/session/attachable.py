@@ -13,6 +13,10 @@ from typing import Protocol, TypeAlias
 
 from buildkit_py.errors import BuildKitError
 
+# Methods whose being served a solve has to say.
+CHECK_POLICY = "/moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier/CheckPolicy"
+FIND_EXPORTERS = "/moby.exporter.v1.Exporter/FindExporters"
+
 
 class Code(enum.IntEnum):
     """gRPC status codes. Source: grpc, doc/statuscodes.md."""

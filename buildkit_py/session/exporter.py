@@ -11,11 +11,9 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from buildkit_py.options import ExporterSpec
-from buildkit_py.session.attachable import Call, Handler, only_message
+from buildkit_py.session.attachable import FIND_EXPORTERS, Call, Handler, only_message
 
-_SERVICE = "/moby.exporter.v1.Exporter/"
-FIND_EXPORTERS = f"{_SERVICE}FindExporters"
-FINALIZE_EXPORT = f"{_SERVICE}FinalizeExport"
+FINALIZE_EXPORT = "/moby.exporter.v1.Exporter/FinalizeExport"
 
 ExporterChooser: TypeAlias = Callable[
     [Mapping[str, bytes], Sequence[str]], "Sequence[ExporterSpec] | Awaitable[Sequence[ExporterSpec]]"

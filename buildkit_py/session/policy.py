@@ -14,12 +14,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias, assert_never, cast
 
 from buildkit_py.platforms import Platform
-from buildkit_py.session.attachable import Call, CallError, Code, Handler, only_message
+from buildkit_py.session.attachable import CHECK_POLICY, Call, CallError, Code, Handler, only_message
 
 if TYPE_CHECKING:
     from buildkit_py.pb import gateway_pb2, policysession_pb2
 
-CHECK_POLICY = "/moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier/CheckPolicy"
 _LOG = logging.getLogger(__name__)
 
 

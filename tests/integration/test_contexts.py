@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_py import BuildRequest, BuildResult, ExporterSpec, SecretSpec, build, connect
+from buildkit_py import BuildRequest, BuildResult, ExporterSpec, SecretSpec, TransferCounts, build, connect
 from buildkit_py.errors import SolveError
 from tests.support.git_server import Server, find_git_server, git, serve_directory
 from tests.support.servers import Registry as RegistryServer
@@ -142,6 +142,32 @@ async def test_only_what_is_copied_crosses(builds: Builds, tmp_path: Path) -> No
     assert sent["context"].bytes_sent == 1000
     assert sent["context"].files_sent == 1
     assert sum(transfer.bytes_sent for transfer in result.transfers) < 1200
+
+
+async def test_counts_are_told_while_files_cross(builds: Builds, tmp_path: Path) -> None:
+    """They grow, and end with what the result says; both platforms share one transfer."""
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    for number in range(2000):
+        (context / f"file{number}").write_bytes(os.urandom(4000))
+    (context / "large").write_bytes(os.urandom(32 << 20))
+    told: list[TransferCounts] = []
+    request = BuildRequest(context=context, platforms=["amd64", "arm64"], attestations={})
+    async with connect(builds.address) as client:
+        result = await build(client, request, on_transfer=told.append)
+    counts = [transfer for transfer in told if transfer.name == "context" and transfer.listed > 1]
+    assert len(counts) > 1, "nothing was told before the end"
+    for field in ("visited", "listed", "requested", "files_sent", "bytes_sent"):
+        values = [getattr(transfer, field) for transfer in counts]
+        assert values == sorted(values)
+    last = counts[-1]
+    assert last.done
+    assert last in result.transfers
+    assert last.files_sent == last.requested == 2002
+    assert last.listed == last.visited == 2002
+    assert last.bytes_sent > 40_000_000
+    assert sum(transfer.bytes_sent > 1000 for transfer in result.transfers) == 1
 
 
 @pytest.fixture

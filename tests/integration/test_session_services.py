@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,32 @@ async def test_a_policy_replaces_a_source_and_looks_at_it(
     assert seen
     assert seen[0].image_digest.startswith("sha256:")
     assert b"rootfs" in seen[0].image_config
+
+
+async def test_a_policy_of_a_build_for_two_platforms(daemon_address: str, builder: Builder) -> None:
+    """Asked for each, also where each exports to this machine over a session of its own; one denial ends all."""
+    if not await _policy_works(daemon_address):
+        pytest.skip("the daemon cannot ask a source policy")
+    (builder.context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    platforms: set[str] = set()
+
+    async def decide(question: SourceQuestion) -> Verdict:
+        platforms.add(str(question.platform))
+        return Allow()
+
+    request = BuildRequest(
+        context=builder.context,
+        platforms=["amd64", "arm64"],
+        attestations={},
+        source_policy=decide,
+        outputs=[ExporterSpec(type="local", dest=str(builder.out))],
+    )
+    async with connect(daemon_address) as client:
+        await build(client, request)
+        assert platforms
+        assert (builder.out / "linux_arm64" / "Dockerfile").exists()
+        with pytest.raises(SourceDenied, match="no local files"):
+            await build(client, replace(request, source_policy=lambda question: Deny(("no local files",))))
 
 
 async def test_exporters_chosen_when_the_result_is_known(daemon_address: str, builder: Builder, tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ import pytest
 
 from buildkit_py.options import ExporterSpec
 from buildkit_py.pb import exporter_pb2, gateway_pb2, ops_pb2, policy_pb2, policysession_pb2
-from buildkit_py.session.attachable import CallError
-from buildkit_py.session.exporter import FINALIZE_EXPORT, FIND_EXPORTERS, SessionExporter
+from buildkit_py.session.attachable import CHECK_POLICY, FIND_EXPORTERS, CallError
+from buildkit_py.session.exporter import FINALIZE_EXPORT, SessionExporter
 from buildkit_py.session.policy import (
-    CHECK_POLICY,
     Allow,
     Convert,
     Deny,
