@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks [NAME ...] [--repeat N] [--json FILE] [--list]
 
-Names are those of cases, or of the modules bench_NAME.py beside this file, which measure one part alone and need no
-daemon. Without any, all cases run, and those of the registry before them. The daemon is $BUILDKIT_HOST, or one started
+Names are those of cases, or of the modules bench_NAME.py beside this file, which measure one part alone and start what
+they need. Without any, all cases run, and those of the registry before them. The daemon is $BUILDKIT_HOST, or one started
 for this run; the registry is started for this run. Aims are printed as met or MISSED; nothing fails because of them.
 """
 
@@ -35,6 +35,11 @@ CASES = {
     "files-unchanged": "context of 50,000 files that the daemon has",
     "files-cold": "context of 50,000 files that it does not have",
     "one-file-cold": "context of one file of 1 GiB that it does not have",
+    "files-changed": "context of 50,000 files of which 1% have changed",
+    "files-ignored": "context of 200,000 files of which .dockerignore drops 90%",
+    "export-files": "export of 50,000 files to a directory",
+    "export-one-file": "export of one file of 1 GiB to a directory",
+    "at-once": "32 cached builds at once, in one process",
 }
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from buildkit_py import connect
@@ -17,6 +20,7 @@ from tests.support import images
 Metric: TypeAlias = Literal["wall", "cpu", "peak", "publish"]
 
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
+AT_ONCE = 32
 _CONTEXTS = ("type==source.local",)
 _PRUNE_SECONDS = 30.0
 _SETTLE_SECONDS = 1.0
@@ -43,8 +47,10 @@ class Case:
     contenders: Sequence[Contender]
     aims: Sequence[Aim]
     repeats: int
-    prepare: Callable[[], None] | None = None
+    prepare: Callable[[Job], None] | None = None
     """Called before every build, outside the measurement."""
+    contexts: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    """By contender, where each has its own."""
     rehearse: Sequence[str] | None = None
     """Who builds once before anything counts; all of them unless said."""
 
@@ -78,6 +84,11 @@ class Bench:
             "files-unchanged": self._files_unchanged,
             "files-cold": self._files_cold,
             "one-file-cold": self._one_file_cold,
+            "files-changed": self._files_changed,
+            "files-ignored": self._files_ignored,
+            "export-files": self._export_files,
+            "export-one-file": self._export_one_file,
+            "at-once": self._at_once,
         }
 
     def _noop(self) -> Case:
@@ -134,7 +145,7 @@ class Bench:
             contenders=(self._warm, self._cli, self._buildx),
             aims=_transfer(),
             repeats=5,
-            prepare=lambda: self._forget(tree),
+            prepare=lambda _: self._forget(tree),
             rehearse=(self._buildx.name,),
         )
 
@@ -147,8 +158,68 @@ class Bench:
             contenders=(self._warm, self._cli, self._buildx),
             aims=_transfer(),
             repeats=5,
-            prepare=lambda: self._forget(tree),
+            prepare=lambda _: self._forget(tree),
             rehearse=(self._buildx.name,),
+        )
+
+    def _files_changed(self) -> Case:
+        """Each contender has files of its own: a daemon keeps what it got from each."""
+        contenders = (self._warm, self._cli, self._buildx)
+        owned = {contender.name: trees.changing(contender.name.lower()) for contender in contenders}
+        by_path = {tree.path: tree for tree in owned.values()}
+        tree = owned[self._buildx.name]
+        return Case(
+            name="files-changed",
+            title=f"context of {tree}: one of 100 has changed",
+            job=Job(context=tree.path),
+            contenders=contenders,
+            aims=_transfer(),
+            repeats=5,
+            prepare=lambda job: trees.change(by_path[job.context]),
+            contexts={name: tree.path for name, tree in owned.items()},
+        )
+
+    def _files_ignored(self) -> Case:
+        tree = trees.ignored()
+        return Case(
+            name="files-ignored",
+            title=f"context of {tree}, of which .dockerignore drops nine of ten: the daemon has the rest",
+            job=Job(context=tree.path),
+            contenders=(self._warm, self._cli, self._buildx),
+            aims=_transfer(),
+            repeats=5,
+        )
+
+    def _export_files(self) -> Case:
+        return self._export("export-files", trees.small_files())
+
+    def _export_one_file(self) -> Case:
+        return self._export("export-one-file", trees.one_file())
+
+    def _export(self, name: str, tree: trees.Tree) -> Case:
+        return Case(
+            name=name,
+            title=f"the result's files to a new directory: {tree}; all cached",
+            job=Job(context=tree.path, files_to=trees.CACHE / "export"),
+            contenders=(self._warm, self._cli, self._buildx),
+            aims=_transfer(),
+            repeats=5,
+            prepare=lambda job: _clear(job.files_to),
+        )
+
+    def _at_once(self) -> Case:
+        tree = trees.plain()
+        return Case(
+            name="at-once",
+            title=f"{AT_ONCE} builds at once, all cached: one process of ours, {AT_ONCE} of buildx; context of {tree}",
+            job=Job(context=tree.path, at_once=AT_ONCE),
+            contenders=(self._warm, self._buildx),
+            aims=[
+                Aim(contender=self._warm.name, metric="wall", limit=1.0),
+                Aim(contender=self._warm.name, metric="cpu", limit=0.5),
+                Aim(contender=self._warm.name, metric="peak", limit=1.0),
+            ],
+            repeats=9,
         )
 
     def _hello(self) -> Job:
@@ -187,22 +258,32 @@ def measure(case: Case, repeats: int | None, note: Callable[[str], None]) -> Out
     contenders = list(case.contenders)
     for contender in contenders:
         if case.rehearse is None or contender.name in case.rehearse:
-            contender.run(_job(case, contender))
+            contender.run(_prepared(case, contender))
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     for turn in range(repeats or case.repeats):
         note(f"{case.name}: turn {turn + 1} of {repeats or case.repeats}")
         for position in range(len(contenders)):
             contender = contenders[(turn + position) % len(contenders)]
-            if case.prepare is not None:
-                case.prepare()
-            samples[contender.name].append(contender.run(_job(case, contender)))
+            samples[contender.name].append(contender.run(_prepared(case, contender)))
     return Outcome(case=case, samples=samples)
 
 
-def _job(case: Case, contender: Contender) -> Job:
+def _prepared(case: Case, contender: Contender) -> Job:
     """Each pushes to a name of its own, so that nobody finds what another one wrote."""
-    job = case.job
-    return job if job.push_to is None else replace(job, push_to=f"{job.push_to}-{contender.name.lower()}")
+    job = replace(case.job, context=case.contexts.get(contender.name, case.job.context))
+    if job.push_to is not None:
+        job = replace(job, push_to=f"{job.push_to}-{contender.name.lower()}")
+    if case.prepare is not None:
+        case.prepare(job)
+    return job
+
+
+def _clear(folder: Path | None) -> None:
+    """Remove what the last build left, and let the disk come to rest."""
+    if folder is not None and folder.exists():
+        shutil.rmtree(folder)
+    os.sync()
+    time.sleep(_SETTLE_SECONDS)
 
 
 def _quick() -> list[Aim]:

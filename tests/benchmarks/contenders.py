@@ -33,6 +33,10 @@ class Job:
     platforms: tuple[str, ...] = ()
     push_to: str | None = None
     build_contexts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    files_to: Path | None = None
+    """Directory for the files of the result."""
+    at_once: int = 1
+    """So many builds at the same time; programs run as so many processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +98,15 @@ class Spawner:
         self._log = folder / "program.log"
         self._process = Process([sys.executable, "-I", "-S", str(_SPAWN)], {}, folder / "spawn.log")
 
-    def run(self, argv: Sequence[str], env: Mapping[str, str]) -> Sample:
+    def run(self, argv: Sequence[str], env: Mapping[str, str], at_once: int = 1) -> Sample:
         answer = self._process.ask(
-            {"argv": list(argv), "env": dict(env), "log": str(self._log), "seconds": LIMIT_SECONDS}
+            {
+                "argv": list(argv),
+                "env": dict(env),
+                "log": str(self._log),
+                "seconds": LIMIT_SECONDS,
+                "at_once": at_once,
+            }
         )
         if answer["code"]:
             raise RuntimeError(f"{argv[0]}: exit code {answer['code']}: {_tail(self._log)}")
@@ -155,7 +165,8 @@ class CLI:
         self._spawner = spawner
 
     def run(self, job: Job) -> Sample:
-        return self._spawner.run([*self._argv, "build", "--addr", self._address, *_arguments(job)], self._env)
+        argv = [*self._argv, "build", "--addr", self._address, *_arguments(job)]
+        return self._spawner.run(argv, self._env, job.at_once)
 
 
 class Buildx:
@@ -181,8 +192,8 @@ class Buildx:
 
     def run(self, job: Job) -> Sample:
         # Where nothing is pushed nothing is exported: the docker driver would by default, the others not.
-        output = [] if job.push_to else ["--output", "type=cacheonly"]
-        return self._spawner.run([*self._argv, "build", *output, *_arguments(job)], self._env)
+        output = [] if job.push_to or job.files_to else ["--output", "type=cacheonly"]
+        return self._spawner.run([*self._argv, "build", *output, *_arguments(job)], self._env, job.at_once)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -207,6 +218,8 @@ def _arguments(job: Job) -> list[str]:
     arguments += [f"--build-context={name}={value}" for name, value in job.build_contexts.items()]
     if job.push_to:
         arguments += ["--push", f"--tag={job.push_to}"]
+    if job.files_to:
+        arguments += [f"--output=type=local,dest={job.files_to}"]
     return [*arguments, str(job.context)]
 
 
@@ -217,6 +230,8 @@ def _request(job: Job) -> dict[str, object]:
         "tags": [job.push_to] if job.push_to else [],
         "push": job.push_to is not None,
         "build_contexts": dict(job.build_contexts),
+        "outputs": [f"type=local,dest={job.files_to}"] if job.files_to else [],
+        "at_once": job.at_once,
     }
 
 

@@ -45,6 +45,23 @@ def one_file(size: int = 1 << 30) -> Tree:
     return _tree(f"one-{size}", lambda root: _one_file(root, size))
 
 
+def changing(owner: str, number: int = 50_000) -> Tree:
+    """The same files for one who changes them; see change()."""
+    return _tree(f"changing-{owner}-{number}", lambda root: _small_files(root, number))
+
+
+def change(tree: Tree, every: int = 100) -> None:
+    """Give one file of so many new content of the same size."""
+    for number, path in enumerate(sorted(tree.path.glob("d*/e*/*"))):
+        if not number % every:
+            path.write_bytes(random.randbytes(max(64, path.stat().st_size)))
+
+
+def ignored(number: int = 200_000) -> Tree:
+    """Very small files, of which a pattern drops nine of ten, in every directory."""
+    return _tree(f"ignored-{number}", lambda root: _ignored(root, number))
+
+
 def hello_arch() -> Tree:
     """The example of the project."""
     return _measured(HELLO_ARCH)
@@ -78,6 +95,16 @@ def _small_files(root: Path, number: int) -> None:
         folder.mkdir(parents=True)
         for position in range(start, min(start + 100, number)):
             (folder / f"file{position:05}.txt").write_bytes(source.randbytes(64 * (position % 40)))
+
+
+def _ignored(root: Path, number: int) -> None:
+    for start in range(0, number, 100):
+        folder = root / f"d{start // 5000:02}" / f"e{start // 100:04}"
+        folder.mkdir(parents=True)
+        for position in range(100):
+            name = f"file{position:02}.{'txt' if position < 10 else 'log'}"
+            (folder / name).write_bytes(b"x" * (position % 10))
+    (root / ".dockerignore").write_text("# nothing that a log is worth\n**/*.log\n!important.log\n")
 
 
 def _one_file(root: Path, size: int) -> None:

@@ -1,7 +1,8 @@
 """A long-lived process that builds with the library over one connection, and tells what each build cost.
 
 ``python -m tests.benchmarks.warm ADDRESS``: requests come on stdin, one JSON object a line with the fields of a
-BuildRequest; out go ``wall``, ``cpu``, ``peak`` (bytes, so far) and ``publish``.
+BuildRequest and how many such builds to run ``at_once``; out go ``wall``, ``cpu``, ``peak`` (bytes, so far) and
+``publish``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import resource
 import sys
 import time
 
-from buildkit_py import BuildRequest, build, connect
+from buildkit_py import BuildRequest, ExporterSpec, build, connect
 
 
 def _cpu() -> float:
@@ -23,9 +24,14 @@ def _cpu() -> float:
 async def main(address: str) -> None:
     async with connect(address) as client:
         while line := await asyncio.to_thread(sys.stdin.readline):
-            request = BuildRequest(**json.loads(line))
+            fields = json.loads(line)
+            at_once = int(fields.pop("at_once"))
+            fields["outputs"] = [ExporterSpec.parse(text) for text in fields["outputs"]]
+            request = BuildRequest(**fields)
             began, cpu = time.perf_counter(), _cpu()
-            result = await build(client, request)
+            async with asyncio.TaskGroup() as tasks:
+                builds = [tasks.create_task(build(client, request)) for _ in range(at_once)]
+            result = builds[0].result()
             answer = {
                 "wall": time.perf_counter() - began,
                 "cpu": _cpu() - cpu,
