@@ -15,6 +15,7 @@ import shutil
 import stat as _stat
 import sys
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,8 +159,12 @@ class DirectoryWriter:
         self._handles: DirectoryHandles | None = None
         self._files: dict[int, _File] = {}
         """Requested and not complete."""
-        self._waiting: deque[tuple[int, Stat]] = deque()
+        self._waiting: deque[Stat] = deque()
         """Files to be requested when others are complete."""
+        self._waiting_ids = array("I")
+        """Of all files that ever waited; a million of them must not fill the memory."""
+        self._asked = 0
+        """How many of them were requested."""
         self._links: list[Stat] = []
         """Hard links are made at the end, when what they point at is complete."""
         self._modes: dict[bytes, tuple[int, int]] = {}
@@ -200,7 +205,8 @@ class DirectoryWriter:
                 case Finished():
                     self.finished = True
             while self._waiting and self._receiver.requested < MAX_OPEN_REQUESTS:
-                file_id, stat = self._waiting.popleft()
+                stat, file_id = self._waiting.popleft(), self._waiting_ids[self._asked]
+                self._asked += 1
                 self._files[file_id] = _File(self, stat)
                 replies.append(self._receiver.request(file_id))
         if self._receiver.complete and not self._waiting and not self.written:
@@ -245,7 +251,8 @@ class DirectoryWriter:
         elif stat.is_symlink:
             self._put(stat, lambda name, fd: os.symlink(stat.linkname, name, dir_fd=fd))
         elif stat.has_data:
-            self._waiting.append((file_id, stat))
+            self._waiting.append(stat)
+            self._waiting_ids.append(file_id)
         else:
             self._make_special(stat)
 

@@ -16,7 +16,8 @@ import enum
 import stat as _stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import Generic, TypeAlias, TypeVar
 
 from buildkit_py.errors import PeerError, ProtocolError
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 MAX_ENTRIES = 5_000_000
 """Entries of one listing that a Receiver takes; it keeps a name for each of them."""
+MAX_LISTING_BYTES = 1 << 30
+"""Of all packets of such a listing: five million entries may not have the longest names there are, too."""
 MAX_PATH_BYTES = 16 * 1024
 MAX_NAME_BYTES = 255
 """Longest name that Linux file systems take."""
@@ -247,8 +250,17 @@ def _fields(data: bytes) -> Iterable[tuple[int, int | bytes]]:
                 raise ProtocolError(f"a packet has a field of wire type {kind}")
 
 
+@lru_cache(maxsize=1024)
+def _mode(value: int) -> int:
+    """One object for each of the few modes that occur."""
+    return value & 0xFFFF_FFFF
+
+
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
+
+
+_NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})  # what most of a million entries have
 
 
 def decode_stat(data: bytes) -> Stat:
@@ -265,7 +277,7 @@ def decode_stat(data: bytes) -> Stat:
             texts[number] = value
     return Stat(
         path=texts.get(1, b""),
-        mode=numbers.get(2, 0) & 0xFFFF_FFFF,
+        mode=_mode(numbers.get(2, 0)),
         uid=numbers.get(3, 0) & 0xFFFF_FFFF,
         gid=numbers.get(4, 0) & 0xFFFF_FFFF,
         size=_signed(numbers.get(5, 0)),
@@ -273,7 +285,7 @@ def decode_stat(data: bytes) -> Stat:
         linkname=texts.get(7, b""),
         devmajor=_signed(numbers.get(8, 0)),
         devminor=_signed(numbers.get(9, 0)),
-        xattrs=xattrs,
+        xattrs=xattrs or _NO_XATTRS,
     )
 
 
@@ -458,15 +470,16 @@ class Receiver:
     siblings ascend by the bytes of their names, and a hard link points to an entry that was listed before.
     """
 
-    __slots__ = ("_count", "_finishing", "_levels", "_listed_all", "_open", "_plain", "_wanted")
+    __slots__ = ("_count", "_finishing", "_levels", "_listed_all", "_listed_bytes", "_open", "_plain", "_wanted")
 
     def __init__(self) -> None:
         self._count = 0
+        self._listed_bytes = 0
         self._levels: list[tuple[bytes, bytes]] = [(b"", b"")]
         """(path with its slash, name of the last entry) of each directory that may get more entries."""
         self._plain: set[bytes] = set()
-        self._wanted: set[int] = set()
-        """Ids that may be requested."""
+        self._wanted = bytearray()
+        """By id: 1 if it may be requested."""
         self._open: set[int] = set()
         """Ids that were requested and are not complete."""
         self._listed_all = False
@@ -484,9 +497,9 @@ class Receiver:
 
     def request(self, file_id: int) -> bytes:
         """The packet that asks for a listed file; once for each."""
-        if file_id not in self._wanted or self._finishing:
+        if not 0 <= file_id < self._count or not self._wanted[file_id] or self._finishing:
             raise ValueError(f"file {file_id} cannot be requested")
-        self._wanted.discard(file_id)
+        self._wanted[file_id] = 0
         self._open.add(file_id)
         return encode_request(file_id)
 
@@ -514,6 +527,7 @@ class Receiver:
                 if packet.stat is None:
                     self._listed_all = True
                     return ListingEnd()
+                self._listed_bytes += len(message)
                 return self._list(packet.stat)
             case PacketType.FIN:
                 if not self._finishing:
@@ -550,8 +564,9 @@ class Receiver:
         self._count += 1
         if self._count > MAX_ENTRIES:
             raise ProtocolError(f"a listing has more than {MAX_ENTRIES} entries")
-        if stat.has_data:
-            self._wanted.add(file_id)
+        if self._listed_bytes > MAX_LISTING_BYTES:
+            raise ProtocolError(f"a listing has more than {MAX_LISTING_BYTES} bytes")
+        self._wanted.append(stat.has_data)
         return Listed(file_id, stat)
 
 

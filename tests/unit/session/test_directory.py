@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -336,3 +337,19 @@ def test_memory_does_not_grow_with_what_is_complete(tmp_path: Path) -> None:
     assert not writer._waiting
     assert directory.MAX_OPEN_REQUESTS > writer._receiver.requested == 0
     writer.close()
+
+
+def test_files_that_wait_take_little_memory(tmp_path: Path) -> None:
+    """A million of them do when a daemon lists faster than it sends: 275 bytes for each with names as long as here."""
+    writer = DirectoryWriter(DirectoryTarget(tmp_path / "tree"))
+    packets = [entry(b"d", MODE_DIR | 0o755).encode()]
+    packets += [entry(b"d/file%06d.txt" % number).encode() for number in range(20_000)]
+    writer.process(packets[:1000])
+    tracemalloc.start()
+    try:
+        writer.process(packets[1000:])
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    writer.close()
+    assert taken < 19_000 * 350

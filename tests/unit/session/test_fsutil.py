@@ -308,6 +308,15 @@ def test_a_listing_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         receiver.receive(Stat(path=b"d", mode=0).encode())
 
 
+def test_a_listing_has_a_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they are spent on."""
+    monkeypatch.setattr("buildkit_py.session.fsutil.MAX_LISTING_BYTES", 1000)
+    receiver = Receiver()
+    receiver.receive(Stat(path=b"a", mode=0, xattrs={b"user.x": bytes(900)}).encode())
+    with pytest.raises(ProtocolError, match="more than 1000 bytes"):
+        receiver.receive(Stat(path=b"b" * 200, mode=0).encode())
+
+
 # --- both -------------------------------------------------------------------------------------------------
 
 
