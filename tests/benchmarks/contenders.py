@@ -197,8 +197,13 @@ class Buildx:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The caller's, without what steers docker or BuildKit, and with configuration of its own."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    """The caller's, without what steers docker or BuildKit, and with configuration of its own.
+
+    Python may keep its bytecode, as it is kept for a package that pip has installed: a process that compiles all it
+    imports measures the compiler.
+    """
+    foreign = (*_FOREIGN, "PYTHONDONTWRITEBYTECODE")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return env | {"DOCKER_CONFIG": str(folder / "docker"), "BUILDX_CONFIG": str(folder / "buildx")}
 
 
