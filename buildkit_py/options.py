@@ -122,6 +122,15 @@ class CacheSpec:
         spec.check("cache")
         return spec
 
+    @classmethod
+    def parse_all(cls, texts: Sequence[str]) -> list[CacheSpec]:
+        """Read several; one without ``=`` may be a comma-separated list of references, as docker buildx has it."""
+        found: list[CacheSpec] = []
+        for text in texts:
+            bare = [key for key, value in parse_fields(text, option="cache") if value is None]
+            found += [cls.parse(name) for name in bare] if "=" not in text else [cls.parse(text)]
+        return found
+
     def check(self, option: str) -> None:
         """Raise InvalidOption, naming the option, for an unknown type or mode, or a registry cache without ref."""
         if self.type not in _CACHES:

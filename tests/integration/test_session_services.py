@@ -15,8 +15,11 @@ import pytest
 from buildkit_py import BuildRequest, SecretSpec, SolveRequest, SSHSpec, build, connect
 from buildkit_py.client import SolveResult
 from buildkit_py.errors import SolveError, SourceDenied, UnsupportedByDaemon
+from buildkit_py.layout import open_layout, put_entry, remove_unreachable
+from buildkit_py.oci import Manifest
 from buildkit_py.options import ExporterSpec
 from buildkit_py.session.attachable import Attachable
+from buildkit_py.session.content import BlobStore, ContentStores
 from buildkit_py.session.directory import DirectoryTarget
 from buildkit_py.session.exporter import SessionExporter
 from buildkit_py.session.filesend import FileSend, FileTarget
@@ -304,3 +307,27 @@ async def test_exporters_chosen_when_the_result_is_known(daemon_address: str, bu
     assert b"rootfs" in seen[0]["containerimage.config"]
     if await _policy_works(daemon_address):  # of the same age as this part
         assert exporter.response is not None
+
+
+async def test_an_export_into_a_content_store(daemon_address: str, builder: Builder, tmp_path: Path) -> None:
+    """The oci exporter without a tar writes its blobs into the store called export; all of the image is there."""
+    (builder.context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /file\n")
+    directory = LocalDir(builder.context)
+    store = BlobStore(tmp_path / "layout", writable=True)
+    async with connect(daemon_address) as client:
+        result = await client.solve(
+            SolveRequest(
+                frontend="dockerfile.v0", exporters=[ExporterSpec(type="oci", attrs={"tar": "false", "name": "x/y:1"})]
+            ),
+            attachables=[
+                FileSync({"context": directory, "dockerfile": directory}),
+                ContentStores({"export": store}),
+            ],
+        )
+    assert result.descriptor is not None
+    put_entry(store.root, result.descriptor, "1")
+    with open_layout(store.root) as layout:
+        root = layout.resolve("1")
+        manifest = Manifest.parse(layout.read(root), root.media_type)
+        assert [len(layout.read(blob)) for blob in manifest.blobs] == [blob.size for blob in manifest.blobs]
+    assert remove_unreachable(store.root) == 0

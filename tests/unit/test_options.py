@@ -63,3 +63,11 @@ def test_caches() -> None:
     for bad in ("", "type=nope", "type=registry,ref"):
         with pytest.raises(InvalidOption):
             CacheSpec.parse(bad)
+
+
+def test_caches_as_lists_of_references() -> None:
+    """Where nothing has a ``=``, each field is a reference."""
+    specs = CacheSpec.parse_all(["a:1,b", "type=local,src=x", "c"])
+    assert [dict(spec.attrs) for spec in specs] == [{"ref": "a:1"}, {"ref": "b"}, {"src": "x"}, {"ref": "c"}]
+    with pytest.raises(InvalidOption):
+        CacheSpec.parse_all(["a,,b"])
