@@ -5,40 +5,56 @@ The work runs on one background event loop per client, so that a session is serv
     with buildkit_py.sync.connect() as client:
         result = client.build(BuildRequest(context=".", tags=["localhost:5000/app"], push=True))
 
+Registries without a daemon::
+
+    with buildkit_py.sync.open_registry() as registry:
+        registry.copy("localhost:5000/app:tested", "localhost:5000/app:v1")
+
 Names, arguments and errors are those of the asynchronous API. KeyboardInterrupt cancels what runs.
 Callbacks such as on_status are called on the background thread.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from buildkit_py import builder
+from buildkit_py import builder, imagetools
 from buildkit_py import client as aio
+from buildkit_py import registry as aio_registry
 from buildkit_py.builder import BuildRequest, BuildResult, GraphRequest, StatusCallback, TransferCallback
 from buildkit_py.builder import call as builder_call
 from buildkit_py.builder.call import CallResult
 from buildkit_py.client import SolveRequest, SolveResult, StatusHandler
+from buildkit_py.digest import Digest
+from buildkit_py.loopthread import LoopThread, loop_thread
+from buildkit_py.oci import Descriptor
+from buildkit_py.platforms import Platform
 from buildkit_py.progress import StatusUpdate
 from buildkit_py.records import DaemonInfo, UsageRecord, Worker
-from buildkit_py.registry import CredentialStore, RegistryConfig
+from buildkit_py.reference import Reference
+from buildkit_py.registry import CredentialStore, RegistryConfig, Transfer
+from buildkit_py.registry.registry import CONCURRENCY
 from buildkit_py.rpc import TLSConfig
 from buildkit_py.session.attachable import Attachable
 
 if TYPE_CHECKING:
     from buildkit_py.llb.definition import Definition
 
-_T = TypeVar("_T")
+
+class BlobWriter(Protocol):
+    """Where a blob goes."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take all of data."""
+        ...
 
 
 class Client:
     """Blocking view of :class:`buildkit_py.client.Client`; made by :func:`connect`. Threads may share it."""
 
-    def __init__(self, client: aio.Client, loop: _LoopThread) -> None:
+    def __init__(self, client: aio.Client, loop: LoopThread) -> None:
         self._client = client
         self._loop = loop
 
@@ -144,115 +160,162 @@ def connect(
 ) -> Generator[Client, None, None]:
     """Connect to a daemon and close the connection at the end; see :func:`buildkit_py.connect`."""
     with (
-        _loop_thread() as loop,
+        loop_thread() as loop,
         loop.hold(aio.connect(address, tls=tls, dial_timeout=dial_timeout)) as client,
     ):
         yield Client(client, loop)
 
 
-class _LoopThread:
-    """An event loop on a thread of its own."""
+class Registry:
+    """Blocking view of :class:`buildkit_py.registry.Registry`, and of :mod:`buildkit_py.imagetools` with it.
 
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="buildkit_py.sync", daemon=True)
-        self._thread.start()
+    Made by :func:`open_registry`. Threads may share it.
+    """
 
-    def call(self, work: Coroutine[object, object, _T]) -> _T:
-        """Run work on the loop and wait for it; when the waiting is interrupted, cancel it and wait again."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            if not future.done():
-                future.cancel()
-                # The work's own clean-up is bounded, so this wait ends.
-                asyncio.run_coroutine_threadsafe(_settle(), self._loop).result()
-            raise
+    def __init__(self, registry: aio_registry.Registry, loop: LoopThread) -> None:
+        self._registry = registry
+        self._loop = loop
 
-    def iterate(self, items: AsyncIterator[_T]) -> Iterator[_T]:
-        """Items one by one; leaving the iteration closes the source."""
-        try:
-            while True:
-                item = self.call(_next(items))
-                if isinstance(item, _End):
-                    return
-                yield item
-        finally:
-            self.call(_close(items))
+    def resolve(self, reference: Reference | str, *, mirrors: bool = True) -> Descriptor:
+        """Digest, size and type of a manifest, without its bytes where the registry allows it."""
+        return self._loop.call(self._registry.resolve(reference, mirrors=mirrors))
 
-    @contextmanager
-    def hold(self, context: AbstractAsyncContextManager[_T]) -> Generator[_T, None, None]:
-        """Enter context, and leave it in the same task, as task groups demand."""
-        leave = asyncio.Event()
+    def fetch_manifest(self, reference: Reference | str, *, mirrors: bool = True) -> tuple[bytes, Descriptor]:
+        """Bytes of a manifest or index and their descriptor, verified."""
+        return self._loop.call(self._registry.fetch_manifest(reference, mirrors=mirrors))
 
-        async def inside(entered: asyncio.Future[_T]) -> None:
-            try:
-                async with context as value:
-                    entered.set_result(value)
-                    await leave.wait()
-            except BaseException as error:
-                if entered.done():
-                    raise
-                entered.set_exception(error)
+    def exists(self, repository: Reference | str, digest: Digest, *, blob: bool = False) -> bool:
+        """Whether the repository has this manifest (or blob)."""
+        return self._loop.call(self._registry.exists(repository, digest, blob=blob))
 
-        async def enter() -> tuple[_T, asyncio.Task[None]]:
-            entered = asyncio.get_running_loop().create_future()
-            task = asyncio.create_task(inside(entered))
-            try:
-                return await entered, task
-            except asyncio.CancelledError:
-                task.cancel()
-                raise
+    def push_manifest(
+        self,
+        repository: Reference | str,
+        raw: bytes,
+        media_type: str,
+        tags: Sequence[str] = (),
+        *,
+        track_subject: bool = True,
+        present: bool = False,
+    ) -> Descriptor:
+        """Put the bytes by their digest, then at each tag in the order given."""
+        return self._loop.call(
+            self._registry.push_manifest(
+                repository, raw, media_type, tags, track_subject=track_subject, present=present
+            )
+        )
 
-        async def end(task: asyncio.Task[None]) -> None:
-            leave.set()
-            await task
+    def delete_manifest(self, reference: Reference | str) -> None:
+        """Delete a manifest by its digest, with every tag that it has, or a tag alone."""
+        self._loop.call(self._registry.delete_manifest(reference))
 
-        value, task = self.call(enter())
-        try:
-            yield value
-        finally:
-            self.call(end(task))
+    def referrers(
+        self, repository: Reference | str, digest: Digest, artifact_type: str | None = None
+    ) -> tuple[Descriptor, ...]:
+        """Manifests of the repository that have this digest as their subject."""
+        return self._loop.call(self._registry.referrers(repository, digest, artifact_type))
 
-    def close(self) -> None:
-        """Stop the loop and end its thread; nothing may run on it any more."""
-        self.call(self._loop.shutdown_asyncgens())
-        self.call(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def tags(self, repository: Reference | str) -> list[str]:
+        """All tags, sorted."""
+        return self._loop.call(self._registry.tags(repository))
+
+    def fetch_blob_bytes(self, repository: Reference | str, descriptor: Descriptor, max_bytes: int) -> bytes:
+        """A small blob, verified."""
+        return self._loop.call(self._registry.fetch_blob_bytes(repository, descriptor, max_bytes))
+
+    def fetch_blob(self, repository: Reference | str, descriptor: Descriptor, writer: BlobWriter) -> None:
+        """Stream a blob into writer, whose write() runs in another thread."""
+        self._loop.call(self._registry.fetch_blob(repository, descriptor, writer))
+
+    def push_blob(
+        self,
+        repository: Reference | str,
+        descriptor: Descriptor,
+        open_content: Callable[[], BinaryIO],
+        *,
+        mount_from: Reference | str | None = None,
+    ) -> bool:
+        """Upload a blob unless the repository has it; returns whether bytes had to be sent."""
+        return self._loop.call(self._registry.push_blob(repository, descriptor, open_content, mount_from=mount_from))
+
+    def copy_blob(self, source: Reference | str, target: Reference | str, descriptor: Descriptor) -> Transfer:
+        """Bring a blob from one repository to another."""
+        return self._loop.call(self._registry.copy_blob(source, target, descriptor))
+
+    def inspect(
+        self, location: imagetools.Location | str, *, configs: bool = False, attestations: bool = False
+    ) -> imagetools.Inspection:
+        """Read an image or index; see :func:`buildkit_py.imagetools.inspect`."""
+        return self._loop.call(imagetools.inspect(self._registry, location, configs=configs, attestations=attestations))
+
+    def create(self, request: imagetools.CreateRequest) -> imagetools.Created:
+        """Make one index of images that exist; see :func:`buildkit_py.imagetools.create`."""
+        return self._loop.call(imagetools.create(self._registry, request))
+
+    def copy(
+        self,
+        source: imagetools.Location | str,
+        destination: imagetools.Location | str,
+        *,
+        platforms: Sequence[Platform | str] = (),
+        attestations: bool = True,
+        referrers: bool = True,
+    ) -> imagetools.Copied:
+        """Copy an image with all that belongs to it; see :func:`buildkit_py.imagetools.copy`."""
+        request = imagetools.CopyRequest(
+            source=source,
+            destination=destination,
+            platforms=platforms,
+            attestations=attestations,
+            referrers=referrers,
+        )
+        return self._loop.call(imagetools.copy(self._registry, request))
+
+    def rm_platform(
+        self,
+        reference: Reference | str,
+        platforms: Sequence[Platform | str],
+        options: imagetools.EditOptions | None = None,
+    ) -> imagetools.Edited:
+        """Take platforms out of an index; see :func:`buildkit_py.imagetools.rm_platform`."""
+        return self._loop.call(imagetools.rm_platform(self._registry, reference, platforms, options))
+
+    def annotate(
+        self,
+        reference: Reference | str,
+        annotations: Mapping[str, str] | Sequence[str] = (),
+        *,
+        remove: Sequence[str] = (),
+        options: imagetools.EditOptions | None = None,
+    ) -> imagetools.Edited:
+        """Put annotations into an index and its entries; see :func:`buildkit_py.imagetools.annotate`."""
+        return self._loop.call(
+            imagetools.annotate(self._registry, reference, annotations, remove=remove, options=options)
+        )
+
+    def verify(
+        self, location: imagetools.Location | str, *, full: bool = False, platforms: Sequence[Platform | str] = ()
+    ) -> imagetools.Verified:
+        """Check that an image is whole; see :func:`buildkit_py.imagetools.verify`."""
+        request = imagetools.VerifyRequest(location=location, full=full, platforms=platforms)
+        return self._loop.call(imagetools.verify(self._registry, request))
 
 
 @contextmanager
-def _loop_thread() -> Generator[_LoopThread, None, None]:
-    loop = _LoopThread()
-    try:
-        yield loop
-    finally:
-        loop.close()
+def open_registry(
+    *,
+    credentials: CredentialStore | None = None,
+    config: RegistryConfig | None = None,
+    timeouts: aio_registry.Timeouts | None = None,
+    retry: aio_registry.RetryPolicy | None = None,
+    concurrency: int = CONCURRENCY,
+) -> Generator[Registry, None, None]:
+    """A registry client; see :class:`buildkit_py.registry.Registry`. Its connections are closed at the end."""
+    registry = aio_registry.Registry(
+        credentials=credentials, config=config, timeouts=timeouts, retry=retry, concurrency=concurrency
+    )
+    with loop_thread() as loop, loop.hold(registry):
+        yield Registry(registry, loop)
 
 
-async def _settle() -> None:
-    """Wait until no other task of the loop is being cancelled."""
-    me = asyncio.current_task()
-    cancelled = [task for task in asyncio.all_tasks() if task is not me and task.cancelling()]
-    if cancelled:
-        await asyncio.wait(cancelled)
-
-
-class _End:
-    """No further item."""
-
-
-async def _next(items: AsyncIterator[_T]) -> _T | _End:
-    return await anext(items, _End())
-
-
-async def _close(items: AsyncIterator[_T]) -> None:
-    close: Callable[[], Coroutine[object, object, None]] | None = getattr(items, "aclose", None)
-    if close is not None:
-        await close()
-
-
-__all__ = ["Client", "connect"]
+__all__ = ["Client", "connect", "Registry", "open_registry"]

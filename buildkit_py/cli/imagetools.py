@@ -14,6 +14,7 @@ from buildkit_py.cli.registry import open_registry
 from buildkit_py.errors import InvalidOption
 from buildkit_py.oci import Descriptor
 from buildkit_py.registry import Registry
+from buildkit_py.registry.registry import CONCURRENCY
 
 _SOURCES = "reference, digest, layout:DIR[:TAG], descriptor, or FILE.json of build --digest-file"
 _ANNOTATION = "index:KEY=VALUE, manifest-descriptor[PLATFORM]:KEY=VALUE or manifest:KEY=VALUE"
@@ -26,6 +27,7 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     def command(action: str, help_line: str) -> argparse.ArgumentParser:
         made = commands.add_parser(action, help=help_line, description=help_line, allow_abbrev=False)
         made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="print tracebacks")
+        made.add_argument("--concurrency", type=int, default=CONCURRENCY, metavar="N", help="requests at once")
         return made
 
     _inspect_arguments(command("inspect", "print a manifest or an index"))
@@ -104,7 +106,7 @@ async def execute(args: argparse.Namespace) -> int:
         "annotate": _annotate,
         "verify": _verify,
     }
-    async with open_registry() as (registry, _):
+    async with open_registry(args.concurrency) as (registry, _):
         return await actions[args.action](registry, args)
 
 

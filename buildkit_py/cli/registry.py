@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from buildkit_py.registry import DockerCredentials, Registry, RegistryConfig
+from buildkit_py.registry.registry import CONCURRENCY
 from buildkit_py.session.auth import Auth
 
 
 @asynccontextmanager
-async def open_registry() -> AsyncGenerator[tuple[Registry, Auth], None]:
+async def open_registry(concurrency: int = CONCURRENCY) -> AsyncGenerator[tuple[Registry, Auth], None]:
     """A registry client with this machine's credentials and settings; the attachable answers the daemon from them."""
     credentials, config = DockerCredentials(), RegistryConfig.of_system()
-    async with Registry(credentials=credentials, config=config) as registry:
+    async with Registry(credentials=credentials, config=config, concurrency=concurrency) as registry:
         yield registry, Auth(credentials, config)

@@ -13,7 +13,7 @@ from buildkit_py.imagetools.creation import target_reference, write_tags
 from buildkit_py.imagetools.inspection import read_config
 from buildkit_py.imagetools.join import Joined, filter_index, without_attestations
 from buildkit_py.imagetools.location import LayoutLocation, Location, parse_location
-from buildkit_py.imagetools.store import LayoutStore, RepositoryStore, open_store
+from buildkit_py.imagetools.store import LayoutStore, RepositoryStore, open_store, parse_document
 from buildkit_py.imagetools.tasks import gather
 from buildkit_py.imagetools.transfer import Traffic, push_nodes
 from buildkit_py.imagetools.tree import Node, read_tree
@@ -79,6 +79,8 @@ async def copy(registry: Registry, request: CopyRequest) -> Copied:
         await asyncio.to_thread(check_destination, destination.path, directory=_is_directory(destination))
     async with open_store(registry, source) as store:
         raw, found = await store.find()
+        if parse_document(raw, found) is None:
+            raise ImageError(f"{source}: has media type {found.media_type[:100]}, which is no image, artifact or index")
         bare = Descriptor(media_type=found.media_type, digest=found.digest, size=found.size)
         root = await _reduced(store, await read_tree(store, bare, raw), request, platforms)
         referrers = await _referrers(store, root) if request.referrers else []

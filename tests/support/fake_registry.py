@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TypeAlias
+from typing import Self, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 
@@ -111,7 +111,7 @@ class FakeRegistry:
         with self._lock:
             return [r for r in self.requests if r.method.startswith(method) and re.search(path, r.path)]
 
-    def __enter__(self) -> FakeRegistry:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
