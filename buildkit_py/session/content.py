@@ -12,6 +12,7 @@ import functools
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -77,63 +78,84 @@ class BlobStore:
 
 
 class Ingest:
-    """A blob on its way into a store. Every method blocks; one thread at a time."""
+    """A blob on its way into a store, from one thread at a time. Making it touches no disk; the rest blocks."""
 
     def __init__(self, store: BlobStore, total: int, expected: Digest | None) -> None:
         self._store = store
         self.total = total
         """Size it should have; 0 when the daemon has not said."""
         self.expected = expected
-        self._hash = new_hash("sha256" if expected is None else expected.algorithm)
         self.offset = 0
-        folder = store.root / "ingest"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._temporary = folder / secrets.token_hex(8)
-        self._file = self._temporary.open("xb", buffering=0)
+        """Bytes written so far."""
+        self._hash = new_hash("sha256" if expected is None else expected.algorithm)
+        self._temporary = store.root / "ingest" / secrets.token_hex(8)
+        self._file: BinaryIO | None = None
+        self._over = False
+        # A call that is cancelled leaves a thread behind that may still be writing.
+        self._lock = threading.Lock()
 
     @property
     def digest(self) -> Digest:
         """Of what was written so far."""
         return Digest.of_hash(self._hash)
 
-    def write(self, data: bytes) -> None:
+    def take(self, offset: int, data: bytes, *, commit: bool) -> None:
+        """Write data at offset, which is the end or the beginning; the latter forgets what was written before.
+
+        With commit, put the blob in place then. CallError unless offset, size and digest are what they should be.
+        """
+        with self._lock:
+            if self._over:
+                raise CallError(Code.CANCELLED, "the write has ended")
+            file = self._open()
+            if offset == 0 and self.offset:
+                file.seek(0)
+                file.truncate()
+                self._hash = new_hash(self._hash.name)
+                self.offset = 0
+            elif offset != self.offset:
+                raise CallError(Code.OUT_OF_RANGE, f"a write at {offset}, where {self.offset} bytes have come")
+            self._write(file, data)
+            if commit:
+                self._commit(file)
+
+    def discard(self) -> None:
+        """Remove what is not in place; after a commit it only tidies up. Does not raise."""
+        with self._lock, contextlib.suppress(OSError):
+            self._over = True
+            if self._file is not None:
+                self._file.close()
+                self._temporary.unlink(missing_ok=True)
+                self._temporary.parent.rmdir()  # fails while others write
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            self._temporary.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("xb", buffering=0)
+        return self._file
+
+    def _write(self, file: BinaryIO, data: bytes) -> None:
         if self.total and self.offset + len(data) > self.total:
             raise CallError(Code.FAILED_PRECONDITION, f"more than the {self.total} bytes that were announced")
         view = memoryview(data)
         self._hash.update(view)
         while view:
-            view = view[self._file.write(view) :]
+            view = view[file.write(view) :]
         self.offset += len(data)
+        self._store.received += len(data)
 
-    def restart(self) -> None:
-        """Forget what was written."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._hash = new_hash(self._hash.name)
-        self.offset = 0
-
-    def commit(self) -> Digest:
-        """Put the blob in place; FAILED_PRECONDITION unless it has the size and digest that it should have."""
+    def _commit(self, file: BinaryIO) -> None:
         if self.total and self.offset != self.total:
             raise CallError(Code.FAILED_PRECONDITION, f"{self.offset} bytes came, {self.total} were announced")
         digest = self.digest
         if self.expected is not None and digest != self.expected:
             raise CallError(Code.FAILED_PRECONDITION, f"the content has digest {digest}, expected {self.expected}")
-        self._file.close()
+        file.close()
         path = self._store.path(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another write may have brought the same blob meanwhile: the same content.
         self._temporary.replace(path)
-        return digest
-
-    def discard(self) -> None:
-        """Remove what is not in place; after commit() it only tidies up. Does not raise."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(OSError):
-            self._temporary.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._temporary.parent.rmdir()  # fails while others write
+        self._store.note(digest, self.offset)
 
 
 class ContentStores:
@@ -193,9 +215,7 @@ class ContentStores:
         if request.ref in store.writes or len(store.writes) >= MAX_WRITES:
             # Daemons wait and come again; by then the blob is mostly there.
             raise CallError(Code.UNAVAILABLE, f"write {request.ref[:100]}: is going on already")
-        await _refuse_existing(store, request.expected)
-        ingest = await asyncio.to_thread(Ingest, store, max(0, request.total), _expected(request.expected))
-        store.writes[request.ref] = ingest
+        ingest = store.writes[request.ref] = Ingest(store, max(0, request.total), _expected(request.expected))
         try:
             await _Write(call, store, ingest).run(request)
         finally:
@@ -249,7 +269,7 @@ class _Write:
             ingest.total = request.total if request.total > 0 else ingest.total
             commits = request.action == content_pb2.COMMIT
             if request.action != content_pb2.STAT:
-                await asyncio.to_thread(self._take, request.offset, request.data, commits)
+                await asyncio.to_thread(ingest.take, request.offset, request.data, commit=commits)
             reply = content_pb2.WriteContentResponse(
                 action=request.action, offset=ingest.offset, total=ingest.total, digest=str(ingest.digest)
             )
@@ -260,18 +280,6 @@ class _Write:
             if message is None:
                 return
             request = content_pb2.WriteContentRequest.FromString(message)
-
-    def _take(self, offset: int, data: bytes, commits: bool) -> None:
-        ingest = self._ingest
-        if offset == 0 and ingest.offset:
-            ingest.restart()
-        elif offset != ingest.offset:
-            raise CallError(Code.OUT_OF_RANGE, f"a write at {offset}, where {ingest.offset} bytes have come")
-        ingest.write(data)
-        self._store.received += len(data)
-        if commits:
-            digest = ingest.commit()
-            self._store.note(digest, ingest.offset)
 
 
 async def _mapped(handler: Callable[[Call], Awaitable[None]], call: Call) -> None:

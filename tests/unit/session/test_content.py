@@ -21,6 +21,7 @@ from buildkit_py.session.content import (
     WRITE,
     BlobStore,
     ContentStores,
+    Ingest,
     open_layout_store,
 )
 from tests.support.calls import MemoryCall, call_pair
@@ -277,6 +278,29 @@ async def test_one_write_of_a_ref_at_a_time(tmp_path: Path) -> None:
     assert caught.value.code is Code.UNAVAILABLE
     await first.end()
     assert await daemon.write(DATA) == DIGEST
+
+
+async def test_two_writes_that_begin_at_once(tmp_path: Path) -> None:
+    """One of them goes on, and its end does not disturb the other's refusal."""
+    daemon = Daemon(tmp_path)
+    ends = await asyncio.gather(*(daemon.write(DATA) for _ in range(2)), return_exceptions=True)
+    assert DIGEST in ends
+    (refused,) = [end for end in ends if isinstance(end, CallError)]
+    assert refused.code is Code.UNAVAILABLE
+    assert not daemon.store.writes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blobs"]
+
+
+def test_a_write_that_was_discarded_takes_no_more(tmp_path: Path) -> None:
+    """As a thread would try whose call was cancelled."""
+    store = BlobStore(tmp_path, writable=True)
+    ingest = Ingest(store, 0, None)
+    ingest.take(0, b"12345", commit=False)
+    ingest.discard()
+    with pytest.raises(CallError, match="the write has ended"):
+        ingest.take(5, b"6", commit=True)
+    assert not list(tmp_path.iterdir())
+    ingest.discard()
 
 
 async def test_a_store_for_reading_is_not_written_to(tmp_path: Path) -> None:
