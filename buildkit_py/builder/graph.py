@@ -50,7 +50,9 @@ class GraphPlan(Plan):
         metadata = {"refs.platforms": _platforms(made.platform)}
         if made.config is not None:
             metadata["containerimage.config"] = made.config
-        return Work(attrs=self.attrs, definition=made.definition.to_bytes(), metadata=metadata)
+        # The daemon warns where the result is for another platform than the one that is named here.
+        attrs = {**self.attrs, "platform": str(platform)}
+        return Work(attrs=attrs, definition=made.definition.to_bytes(), metadata=metadata)
 
 
 def plan_graph(request: GraphRequest, own: Platform | None = None) -> GraphPlan:

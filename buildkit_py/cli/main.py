@@ -30,6 +30,7 @@ _USAGE_ERRORS = (InvalidAddress, InvalidDigest, InvalidOption, InvalidPlatform, 
 _COMMANDS = {
     "build": ("build", "build a Dockerfile for one platform or many"),
     "run": ("run", "run an image of a registry on the daemon, per platform"),
+    "solve": ("solve", "build graphs that programs wrote, for one platform or many"),
     "llb": ("llb", "look at definitions: dump, draw and compare them"),
     "imagetools": ("imagetools", "look at images and indexes in a registry"),
     "info": ("state", "print the daemon's version"),

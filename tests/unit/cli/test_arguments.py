@@ -19,7 +19,7 @@ from buildkit_py.cli import main as cli
 from buildkit_py.errors import BuildErrors, ConnectFailed, ConnectionLost, SolveError
 
 NOWHERE = "unix:///nonexistent/buildkitd.sock"
-COMMANDS = ("build", "run", "llb", "imagetools", "info", "workers", "du", "prune", "daemon")
+COMMANDS = ("build", "run", "solve", "llb", "imagetools", "info", "workers", "du", "prune", "daemon")
 
 
 @pytest.fixture(autouse=True)
