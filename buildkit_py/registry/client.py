@@ -12,6 +12,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
 from urllib.parse import quote
 
@@ -59,6 +60,8 @@ _MAX_REFERRERS = 10_000
 _MAX_EDITS = 5
 _ABSENT_ENOUGH = 8
 _SMALL_BLOB_BYTES = 256 << 10
+_HASHED_ASIDE_BYTES = 16 << 20
+"""Below this a thread costs more than it saves."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
@@ -313,9 +316,9 @@ class RegistryClient:
         """
         reference = _reference(repository).with_digest(descriptor.digest)
         operation = operation or Operation(self._timeouts.blob)
-        state = _Download(descriptor, writer)
-        self._read(reference, lambda place: self._download(reference, state, operation, place), operation)
-        descriptor.digest.verify_hash(state.hash, f"blob of {reference.name}")
+        with contextlib.closing(_Download(descriptor, writer)) as state:
+            self._read(reference, lambda place: self._download(reference, state, operation, place), operation)
+            descriptor.digest.verify_hash(state.hashed(), f"blob of {reference.name}")
 
     def push_blob(
         self,
@@ -771,13 +774,27 @@ class _Collected:
 
 
 class _Download:
-    """How far a blob has come, over all attempts."""
+    """How far a blob has come, over all attempts. A large one is hashed beside being received and written."""
 
     def __init__(self, descriptor: Descriptor, writer: Writer) -> None:
         self.descriptor = descriptor
         self.received = 0
-        self.hash: Hash = descriptor.digest.new_hash()
+        self._hash: Hash = descriptor.digest.new_hash()
         self._writer = writer
+        large = descriptor.size >= _HASHED_ASIDE_BYTES
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="registry-hash") if large else None
+        self._hashing: Future[None] | None = None
+
+    def close(self) -> None:
+        """End the thread that hashes."""
+        if self._aside is not None:
+            self._aside.shutdown()
+
+    def hashed(self) -> Hash:
+        """Of all that was received."""
+        if self._hashing is not None:
+            self._hashing.result()
+        return self._hash
 
     @property
     def complete(self) -> bool:
@@ -786,8 +803,12 @@ class _Download:
     def take(self, chunk: bytes, reference: Reference) -> None:
         if self.received + len(chunk) > self.descriptor.size:
             raise InvalidDigest(f"{reference}: the blob is larger than the {self.descriptor.size} bytes it should be")
+        if self._aside is None:
+            self._hash.update(chunk)
+        else:
+            self.hashed()  # of the piece before, so that no more than two are held
+            self._hashing = self._aside.submit(self._hash.update, chunk)
         self._writer.write(chunk)
-        self.hash.update(chunk)
         self.received += len(chunk)
 
 
@@ -803,6 +824,7 @@ class _BlobReader:
         self._chunks: Generator[bytes] | None = None
 
     def close(self) -> None:
+        self._state.close()
         if self._chunks is not None:
             self._chunks.close()
 
@@ -812,7 +834,7 @@ class _BlobReader:
             return b""
         self._client.transport.retrying(self._operation, self._step)
         if self._state.complete:
-            self._state.descriptor.digest.verify_hash(self._state.hash, f"blob of {self._reference.name}")
+            self._state.descriptor.digest.verify_hash(self._state.hashed(), f"blob of {self._reference.name}")
         return self._last.data
 
     def _step(self) -> None:

@@ -3,8 +3,9 @@
     python -m tests.benchmarks [NAME ...] [--repeat N] [--json FILE] [--list]
 
 Names are those of cases, or of the modules bench_NAME.py beside this file, which measure one part alone and start what
-they need. Without any, all cases run, and those of the registry before them. The daemon is $BUILDKIT_HOST, or one started
-for this run; the registry is started for this run. Aims are printed as met or MISSED; nothing fails because of them.
+they need. Without any, all cases run, and those of the registry before them. The daemon is $BUILDKIT_HOST, or one
+started for this run; the registry is started for this run. Aims are printed as met or MISSED; nothing fails because of
+them.
 """
 
 from __future__ import annotations

@@ -241,6 +241,46 @@ async def test_tokens(tokened: tuple[str, FakeRegistry]) -> None:
     assert all(request.authorization is None for request in tokens.requests)
 
 
+async def test_a_token_that_ends_while_we_work(registry: servers.Registry, tmp_path: Path) -> None:
+    """The token server says 300 seconds, the registry takes a token for two: a new one is fetched."""
+    with run_token_registry(tmp_path, seconds=2) as (server, tokens):
+        async with Registry(credentials=StaticCredentials({server.host: KNOWN})) as client:
+            repository = f"{server.host}/private/long"
+            await push_image(client, repository, "first")
+            assert len(tokens.requests) == 1
+            await asyncio.sleep(3.5)
+            await push_image(client, repository, "second")
+            assert len(tokens.requests) == 2
+            # In the midst of an upload, too.
+            data = os.urandom(1 << 20) * 8
+
+            class Slow(io.BytesIO):
+                def read(self, size: int | None = -1, /) -> bytes:
+                    if self.tell() == 0 and not slept:
+                        slept.append(True)
+                        time.sleep(3.5)
+                    return super().read(size)
+
+            slept: list[bool] = []
+            assert await client.push_blob(repository, descriptor_of(data), lambda: Slow(data))
+            assert await client.exists(repository, Digest.of(data), blob=True)
+
+
+async def test_an_identity_token(registry: servers.Registry, tmp_path: Path) -> None:
+    """A refresh token is traded for tokens of the registry, and shown to nobody but the token server."""
+    with run_token_registry(tmp_path, refresh_token="of a lifetime") as (server, tokens):
+        known = Credentials(identity_token="of a lifetime")
+        async with Registry(credentials=StaticCredentials({server.host: known})) as client:
+            await push_image(client, f"{server.host}/private/a", "x")
+        assert {request.method for request in tokens.requests} == {"POST"}
+        async with Registry(
+            credentials=StaticCredentials({server.host: Credentials(identity_token="stolen")})
+        ) as client:
+            with pytest.raises(Unauthorized) as caught:
+                await push_image(client, f"{server.host}/private/a", "y")
+            assert "stolen" not in repr(caught.value)
+
+
 async def test_a_registry_that_dies_during_a_push(fresh_registry: servers.Registry) -> None:
     """A typed error that says it may work later, within seconds; the content is closed."""
     data = os.urandom(1 << 20) * 32

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,13 +21,19 @@ from cryptography.x509.oid import NameOID
 from tests.support import servers
 from tests.support.fake_registry import Answer, FakeRegistry, Request
 
+_LEEWAY_SECONDS = 60
+"""How much longer than it is good for the registry takes a token. Source: distribution, registry/auth/token."""
+
 
 @contextmanager
-def run_token_registry(folder: Path) -> Generator[tuple[servers.Registry, FakeRegistry]]:
+def run_token_registry(
+    folder: Path, *, seconds: float = 300.0, refresh_token: str = ""
+) -> Generator[tuple[servers.Registry, FakeRegistry]]:
     """A registry with token authentication, and its token server.
 
-    servers.USERNAME may push and pull in any repository, others may pull from ``public/*``. Source: distribution,
-    docs/content/spec/auth/token.md and jwt.md.
+    The registry takes a token for so many seconds, whatever the token server says of its life. With a refresh_token
+    that is traded for one, too. servers.USERNAME may push and pull in any repository, others may pull from
+    ``public/*``. Source: distribution, docs/content/spec/auth/token.md and jwt.md.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _self_signed(key)
@@ -36,23 +43,27 @@ def run_token_registry(folder: Path) -> Generator[tuple[servers.Registry, FakeRe
     wanted = "Basic " + base64.b64encode(f"{servers.USERNAME}:{servers.PASSWORD}".encode()).decode()
 
     def give(request: Request) -> Answer:
-        if request.authorization not in {None, wanted}:
+        form = {key: values[0] for key, values in parse_qs(request.body.decode()).items()}
+        traded = bool(refresh_token) and form.get("refresh_token") == refresh_token
+        if request.authorization not in {None, wanted} or (request.method == "POST" and not traded):
             return Answer(status=401)
+        known = traded or request.authorization is not None
+        asked = form["scope"].split() if "scope" in form else request.parameters.get("scope", [])
         access: list[dict[str, object]] = []
-        for scope in request.parameters.get("scope", []):
+        for scope in asked:
             kind, _, rest = scope.partition(":")
             name, _, actions = rest.rpartition(":")
-            may = {"pull", "push", "*"} if request.authorization else set[str]()
+            may = {"pull", "push", "*"} if known else set[str]()
             may |= {"pull"} if name.startswith("public/") else set()
             access.append({"type": kind, "name": name, "actions": sorted(may & set(actions.split(",")))})
         now = int(time.time())
         claims = {
             "iss": "tests",
-            "sub": servers.USERNAME if request.authorization else "",
-            "aud": request.parameters["service"][0],
-            "exp": now + 300,
+            "sub": servers.USERNAME if known else "",
+            "aud": form.get("service") or request.parameters["service"][0],
+            "exp": now + int(seconds) - _LEEWAY_SECONDS,
             "nbf": now - 10,
-            "iat": now,
+            "iat": now - 10,
             "jti": os.urandom(8).hex(),
             "access": access,
         }
@@ -60,6 +71,7 @@ def run_token_registry(folder: Path) -> Generator[tuple[servers.Registry, FakeRe
 
     with FakeRegistry() as tokens:
         tokens.on("GET", "/token", give)
+        tokens.on("POST", "/token", give)
         settings = {
             "realm": f"{tokens.url}/token",
             "service": "test registry",
