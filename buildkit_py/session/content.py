@@ -33,6 +33,7 @@ CHUNK_BYTES = 1 << 20
 MAX_WRITES = 64
 """Unfinished writes of one store; daemons have some at a time."""
 _MAX_REF = 1024
+_ATTEMPTS = 100
 
 
 class BlobStore:
@@ -129,9 +130,17 @@ class Ingest:
                 self._temporary.parent.rmdir()  # fails while others write
 
     def _open(self) -> BinaryIO:
-        if self._file is None:
-            self._temporary.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("xb", buffering=0)
+        for attempt in range(_ATTEMPTS):
+            if self._file is not None:
+                break
+            try:
+                self._temporary.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._temporary.open("xb", buffering=0)
+            except (FileExistsError, FileNotFoundError):
+                # Another write has ended meanwhile, perhaps that of another process, and removed the directory.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        assert self._file is not None
         return self._file
 
     def _write(self, file: BinaryIO, data: bytes) -> None:

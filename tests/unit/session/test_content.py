@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,22 @@ async def test_two_writes_that_begin_at_once(tmp_path: Path) -> None:
     assert refused.code is Code.UNAVAILABLE
     assert not daemon.store.writes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blobs"]
+
+
+def test_writes_that_begin_while_others_end(tmp_path: Path) -> None:
+    """The last one to end removes the directory of unfinished writes, under the feet of the next one."""
+
+    def write_many(number: int) -> None:
+        store = BlobStore(tmp_path, writable=True)
+        for count in range(200):
+            ingest = Ingest(store, 0, None)
+            ingest.take(0, b"%d %d" % (number, count), commit=True)
+            ingest.discard()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write_many, range(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["blobs"]
+    assert len(list((tmp_path / "blobs" / "sha256").iterdir())) == 800
 
 
 def test_a_write_that_was_discarded_takes_no_more(tmp_path: Path) -> None:
