@@ -285,8 +285,8 @@ async def test_exporters_are_found_by_their_position(exporter: str | None, found
 @pytest.mark.parametrize("name", [name for name in TREES if name not in {"bad-filters", "owners-xattrs"}])
 async def test_golden_trees_survive_the_journey(name: str, tmp_path: Path) -> None:
     """A tree served by FileSync and received by FileSend is the same tree, up to its owners."""
-    if TREES[name].get("needs_root") and not ROOT:
-        pytest.skip("mknod needs root")
+    if not ROOT and (TREES[name].get("needs_root") or name == "modes"):
+        pytest.skip("needs root, for mknod or to read what is closed to its owner")
     source, destination = tmp_path / "source", tmp_path / "new" / "destination"
     source.mkdir()
     make_tree(source, TREES[name]["entries"])
@@ -308,8 +308,9 @@ async def test_what_was_there_is_replaced_or_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     (tmp_path / "was-dir" / "sub").mkdir(parents=True)
     (tmp_path / "was-file").write_bytes(b"")
-    (tmp_path / "dir").mkdir(mode=0o500)
+    (tmp_path / "dir").mkdir()
     (tmp_path / "dir" / "old").write_bytes(b"old")
+    (tmp_path / "dir").chmod(0o500)
     entries = [
         (file(b"dir", MODE_DIR | 0o555), b""),
         (file(b"dir/new", 0o444), b"n" * 5000),
