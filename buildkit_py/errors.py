@@ -239,6 +239,7 @@ class BuildErrors(ExceptionGroup[BuildKitError], BuildKitError):
         return super().__new__(cls, message, exceptions)
 
     def derive(self, excs: Sequence[BuildKitError], /) -> BuildErrors:  # type: ignore[override]  # narrower on purpose
+        """The same for a part of the errors, as ``split`` and ``except*`` make it."""
         return BuildErrors(self.message, excs)
 
 

@@ -169,6 +169,7 @@ class Platform:
         )
 
     def to_pb(self) -> ops_pb2.Platform:
+        """The message; nothing is normalised."""
         from buildkit_py.pb import ops_pb2  # who inspects a registry has no use for protobuf
 
         return ops_pb2.Platform(
@@ -181,6 +182,7 @@ class Platform:
 
     @classmethod
     def from_pb(cls, message: ops_pb2.Platform) -> Platform:
+        """What the message says, as it stands; nothing is normalised."""
         return cls(message.OS, message.Architecture, message.Variant, message.OSVersion, tuple(message.OSFeatures))
 
 

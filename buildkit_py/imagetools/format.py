@@ -86,10 +86,12 @@ class Template:
 
     @property
     def needs_configs(self) -> bool:
+        """Whether it shows the images' configs."""
         return bool(self.template.fields() & {"Image", ""})
 
     @property
     def needs_attestations(self) -> bool:
+        """Whether it shows provenance or an SBOM."""
         return bool(self.template.fields() & {"Provenance", "SBOM"})
 
     def fill(self, inspection: Inspection) -> str:

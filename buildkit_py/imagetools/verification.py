@@ -21,6 +21,8 @@ from buildkit_py.registry import Registry
 
 
 class Severity(Enum):
+    """How bad a finding is."""
+
     ERROR = "error"
     """Somebody's pull fails, or gets something else than it is said to be."""
     WARNING = "warning"

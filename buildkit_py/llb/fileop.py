@@ -47,6 +47,7 @@ class Mkdir:
         check.nanoseconds("mkdir(created)", self.created)
 
     def encode(self, cwd: str, base: int) -> bytes:
+        """The action's bytes; see FileAction."""
         return wire.blob(
             b"\x32",
             wire.text(b"\x0a", absolute(cwd, self.path))
@@ -76,6 +77,7 @@ class Mkfile:
         check.nanoseconds("mkfile(created)", self.created)
 
     def encode(self, cwd: str, base: int) -> bytes:
+        """The action's bytes; see FileAction."""
         data = self.data.encode() if isinstance(self.data, str) else self.data
         return wire.blob(
             b"\x2a",
@@ -103,6 +105,7 @@ class Symlink:
         check.nanoseconds("symlink(created)", self.created)
 
     def encode(self, cwd: str, base: int) -> bytes:
+        """The action's bytes; see FileAction."""
         return wire.blob(
             b"\x42",
             wire.text(b"\x0a", self.oldpath)
@@ -126,6 +129,7 @@ class Rm:
         check.boolean("rm(allow_wildcard)", self.allow_wildcard)
 
     def encode(self, cwd: str, base: int) -> bytes:
+        """The action's bytes; see FileAction."""
         return wire.blob(
             b"\x3a",
             wire.text(b"\x0a", absolute(cwd, self.path))
@@ -207,9 +211,11 @@ class Copy:
 
     @property
     def source_state(self) -> State:
+        """Where it copies from."""
         return self.source.state if isinstance(self.source, Chain) else self.source
 
     def encode(self, cwd: str, base: int) -> bytes:
+        """The action's bytes; see FileAction."""
         src = clean(self.src)
         flags = [wire.flag(tag, getattr(self, name)) for name, tag in _COPY_FLAGS.items()]
         mode = -1 if self.mode is None else 0 if isinstance(self.mode, str) else self.mode

@@ -84,6 +84,7 @@ class State(StateBase):
 
     @property
     def user(self) -> str:
+        """Name or number that the next processes run as; "" is root."""
         return self.values.user
 
     @property
@@ -93,6 +94,7 @@ class State(StateBase):
 
     @property
     def is_scratch(self) -> bool:
+        """True for the empty file system."""
         return self.output is None
 
     def with_env(self, variables: Mapping[str, str] | Iterable[tuple[str, str]]) -> State:
@@ -113,6 +115,7 @@ class State(StateBase):
         return self._with(user=check.text("user", user))
 
     def with_hostname(self, hostname: str) -> State:
+        """A state whose next processes see this host name."""
         return self._with(hostname=check.text("hostname", hostname))
 
     def with_network(self, network: NetworkMode) -> State:
@@ -128,9 +131,11 @@ class State(StateBase):
         return self._with(hosts=(*self.values.hosts, *_hosts([(name, address)])))
 
     def with_ulimit(self, name: str, soft: int, hard: int) -> State:
+        """A state whose next processes have this limit, soft and hard."""
         return self._with(ulimits=(*self.values.ulimits, Ulimit(name, soft, hard)))
 
     def with_cgroup_parent(self, cgroup_parent: str) -> State:
+        """A state whose next processes run below this cgroup."""
         return self._with(cgroup_parent=check.text("cgroup_parent", cgroup_parent))
 
     def with_platform(self, platform: Platform | str) -> State:

@@ -65,10 +65,12 @@ class Vertex:
 
     @property
     def started(self) -> datetime | None:
+        """When it began; None before that."""
         return None if self.started_ns is None else to_datetime(self.started_ns)
 
     @property
     def completed(self) -> datetime | None:
+        """When it ended; None while it runs."""
         return None if self.completed_ns is None else to_datetime(self.completed_ns)
 
     @property
@@ -97,14 +99,17 @@ class VertexStatus:
 
     @property
     def timestamp(self) -> datetime:
+        """When this was so."""
         return to_datetime(self.timestamp_ns)
 
     @property
     def started(self) -> datetime | None:
+        """When it began; None before that."""
         return None if self.started_ns is None else to_datetime(self.started_ns)
 
     @property
     def completed(self) -> datetime | None:
+        """When it ended; None while it runs."""
         return None if self.completed_ns is None else to_datetime(self.completed_ns)
 
 
@@ -121,6 +126,7 @@ class VertexLog:
 
     @property
     def timestamp(self) -> datetime:
+        """When it was written."""
         return to_datetime(self.timestamp_ns)
 
 

@@ -329,10 +329,12 @@ class Step:
 
     @property
     def started(self) -> bool:
+        """Whether it has begun."""
         return bool(self.intervals)
 
     @property
     def completed(self) -> bool:
+        """Whether it has ended, the last time that it ran."""
         return bool(self.intervals) and self.intervals[-1][1] is not None
 
     @property
@@ -342,6 +344,7 @@ class Step:
 
     @property
     def completed_ns(self) -> int | None:
+        """When it last ended, in ns since the epoch; None while it runs, and before that."""
         return self.intervals[-1][1] if self.intervals else None
 
     @property
@@ -364,6 +367,7 @@ class Step:
             yield from record.statuses.values()
 
     def warnings(self) -> Iterator[VertexWarning]:
+        """What the daemon warned of at this vertex."""
         for record in self._records:
             yield from record.warnings
 
@@ -374,9 +378,11 @@ class Step:
         return max(self._records, key=lambda record: record.log_ns).tail.lines(count, keep_colors=keep_colors)
 
     def add(self, record: _Record) -> None:
+        """Fold in what is said of the vertex."""
         self._records.append(record)
 
     def add_label(self, label: str) -> None:
+        """Note that this platform has the vertex, too."""
         self._labels.setdefault(label)
 
     def refresh(self) -> None:

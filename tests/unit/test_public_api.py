@@ -36,3 +36,28 @@ def test_importing_the_package_is_quiet_and_has_a_version() -> None:
     from importlib.metadata import version
 
     assert buildkit_py.__version__ == version("buildkit-py")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("buildkit_py", "buildkit_py.errors", "buildkit_py.registry", "buildkit_py.sync", "buildkit_py.builder"),
+        *("buildkit_py.llb", "buildkit_py.imagetools", "buildkit_py.progress", "buildkit_py.daemon", "buildkit_py.rpc"),
+    ],
+)
+def test_everything_public_states_its_contract(name: str) -> None:
+    """Classes, functions and methods have a docstring; what a dataclass writes by itself is none."""
+    module = importlib.import_module(name)
+    silent: list[str] = []
+    for item in module.__all__:
+        value = getattr(module, item)
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        if not value.__doc__ or value.__doc__.startswith(f"{item}("):
+            silent.append(item)
+        for member, found in vars(value).items() if inspect.isclass(value) else ():
+            function = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+            ours = inspect.isfunction(function) and function.__module__.startswith("buildkit_py")
+            if ours and not member.startswith("_") and not function.__doc__:
+                silent.append(f"{item}.{member}")
+    assert silent == []
