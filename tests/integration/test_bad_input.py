@@ -296,7 +296,7 @@ def world(
     (folder / "tmp").mkdir()
     cli = CommandLine(address=daemon_address, docker_config=tmp_path_factory.mktemp("docker"))
     image = f"{registry.host}/bad-input:1"
-    done = cli("build", folder, "-q", "-t", image, "--push", "--platform", "linux/amd64,linux/arm64")
+    done = cli("build", folder, "--progress", "quiet", "-t", image, "--push", "--platform", "linux/amd64,linux/arm64")
     assert done.code == 0, done.stderr
     return World(
         cli=cli,
