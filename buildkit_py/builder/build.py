@@ -196,7 +196,9 @@ class _Run:
                 # Streams to this machine do not say which solve they belong to, so this solve gets a session of
                 # its own for them; where the frontend can be told so, its directories still come from the shared one.
                 own = await stack.enter_async_context(self._open_session(receiving))
-            work = self._plan.work(platform, directories_session="" if own is session else session.id)
+            # A lone solve needs no other session, and what it is told would be part of its provenance.
+            shared = own is not session and len(self._plan.platforms) > 1
+            work = self._plan.work(platform, directories_session=session.id if shared else "")
             request = self._request(work, exporters, platform, cache_exports=self._services.cache_exports(platform))
             result = await self._ask(request, own, platform)
             ended = time.monotonic()

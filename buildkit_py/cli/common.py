@@ -105,7 +105,8 @@ async def run_build(args: argparse.Namespace, request: BuildRequest | GraphReque
     """Build; print the digest of what was made, unless that itself goes to stdout."""
     if args.digest_file is not None and not planned.exports.references:
         raise InvalidOption("--digest-file: nothing is pushed that could be joined; use --push")
-    if args.iidfile is not None and any(spec.type in {"local", "tar"} for spec in request.outputs):
+    exported = {spec.type for spec in request.outputs}
+    if args.iidfile is not None and exported and exported <= {"local", "tar"} and not (request.push or request.load):
         raise InvalidOption("--iidfile: outputs of type local and tar have no image id")
     check_outputs(planned)
     to_stdout = any(spec.dest == "-" for spec in request.outputs)
