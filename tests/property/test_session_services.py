@@ -79,7 +79,7 @@ async def run(handler: Callable[[MemoryCall], Awaitable[None]], method: str, mes
             return
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(MESSAGES, max_size=5))
 def test_any_messages_end_in_an_answer_or_an_error(messages: list[bytes]) -> None:
     async def ask_all(root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from io import StringIO
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_py.progress import Renderer, StatusUpdate, VertexWarning, open_renderer
@@ -228,7 +228,6 @@ def test_a_stream_that_lost_its_terminal_has_a_default_size() -> None:
     assert f" => a{' ' * 70} 0.0s" in stream.getvalue()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text(max_size=60), st.binary(max_size=60), st.booleans()), max_size=12),
     st.integers(0, 60),
