@@ -142,7 +142,8 @@ def test_an_image_that_is_no_index(
     (tmp_path / "Dockerfile").write_text('FROM alpine\nCMD ["uname", "-m"]\n')
     name = f"{registry.host}/run/plain:1"
     done = cli(
-        "build", tmp_path, "--progress", "quiet", "-t", name, "--push", "--provenance", "false", "--platform", "linux/arm64",
+        "build", tmp_path, "--progress", "quiet", "-t", name, "--push", "--provenance", "false",
+        "--platform", "linux/arm64",
         "--build-context", f"alpine={base_images['alpine']}",
     )  # fmt: skip
     assert done.code == 0, done.stderr
