@@ -13,8 +13,11 @@ from typing import TypeAlias
 from buildkit_py.client import Client, SolveRequest
 from buildkit_py.digest import Digest
 from buildkit_py.errors import BuildErrors, BuildKitError, InvalidOption, InvalidPlatform, SolveError, leaves
+from buildkit_py.llb.definition import Definition
+from buildkit_py.llb.execop import DEFAULT_PATH
+from buildkit_py.llb.marshal import marshal
+from buildkit_py.llb.sources import image as llb_image
 from buildkit_py.oci import MAX_CONFIG_BYTES, Descriptor, ImageConfig, Manifest, parse_manifest_or_index
-from buildkit_py.pb import ops_pb2
 from buildkit_py.platforms import Platform, parse_platforms
 from buildkit_py.progress import StatusUpdate
 from buildkit_py.reference import Reference
@@ -22,7 +25,6 @@ from buildkit_py.registry import Registry
 from buildkit_py.session.attachable import Attachable
 from buildkit_py.session.server import Session
 
-_DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What a platform prints while another one has the turn is kept in memory; the daemon clips a vertex at 2 MiB.
 _MAX_WAITING_BYTES = 16 << 20
 
@@ -145,7 +147,7 @@ async def _run_one(
     client: Client,
     session: Session,
     image: _Image,
-    definition: bytes,
+    definition: Definition,
     *,
     turns: _Turns,
     on_status: Callable[[str, StatusUpdate], None] | None,
@@ -199,51 +201,31 @@ def _joined() -> Generator[None, None, None]:
         raise BuildErrors(f"{len(ours)} platforms failed", ours) from None
 
 
-def _definition(reference: Reference, image: _Image, request: RunRequest) -> bytes:
-    """One exec vertex on the image's file system.
-
-    Source: buildkit, solver/pb/ops.proto: inputs are named by the digest of their serialised op, and the
-    last op of a definition only names the result.
-    """
+def _definition(reference: Reference, image: _Image, request: RunRequest) -> Definition:
+    """One process on the image's file system."""
     platform, descriptor, config = image
     args = [*config.entrypoint, *(request.args or config.cmd)]
     if not args:
         raise InvalidOption(f"{reference}: the image has no command; give one")
-    names = {item.partition("=")[0] for item in request.env}
-    env = [item for item in config.env if item.partition("=")[0] not in names] + list(request.env)
-    if not any(item.startswith("PATH=") for item in env):
-        env.insert(0, _DEFAULT_PATH)
-    target = platform.to_pb()
+    variables: dict[str, str] = {}
+    for item in (*config.env, *request.env):
+        name, equals, value = item.partition("=")
+        if name and equals:  # an image may have anything there
+            variables[name] = value
+    if "PATH" not in variables:
+        variables = {"PATH": DEFAULT_PATH, **variables}
     name = f"{reference.name}@{descriptor.digest}"
-    source = ops_pb2.Op(
-        source=ops_pb2.SourceOp(identifier=f"docker-image://{name}"),
-        platform=target,
-        constraints=ops_pb2.WorkerConstraints(),
-    ).SerializeToString(deterministic=True)
-    process = ops_pb2.Op(
-        inputs=[ops_pb2.Input(digest=str(Digest.of(source)), index=0)],
-        exec=ops_pb2.ExecOp(
-            meta=ops_pb2.Meta(args=args, env=env, cwd=posixpath.join("/", config.working_dir), user=config.user),
-            mounts=[ops_pb2.Mount(input=0, dest="/", output=0)],
-        ),
-        platform=target,
-        constraints=ops_pb2.WorkerConstraints(),
-    ).SerializeToString(deterministic=True)
-    result = ops_pb2.Op(inputs=[ops_pb2.Input(digest=str(Digest.of(process)), index=0)]).SerializeToString(
-        deterministic=True
+    process = llb_image(name, custom_name=f"pull {name}").run(
+        args,
+        env=variables,
+        cwd=posixpath.join("/", config.working_dir),
+        user=config.user,
+        custom_name=f"run {' '.join(args)}",
+        # A run that came from the cache would print nothing.
+        ignore_cache=True,
     )
-    metadata = {
-        str(Digest.of(source)): ops_pb2.OpMetadata(description={"llb.customname": f"pull {name}"}),
-        str(Digest.of(process)): ops_pb2.OpMetadata(
-            # A run that came from the cache would print nothing.
-            ignore_cache=True,
-            description={"llb.customname": f"run {' '.join(args)}"},
-        ),
-    }
-    definition = ops_pb2.Definition(metadata=metadata)
-    # The field is called "def", which Python does not let one write.
-    getattr(definition, "def").extend([source, process, result])
-    return definition.SerializeToString(deterministic=True)
+    # Where this library makes the graph is of no use to who runs an image.
+    return marshal(process, platform=platform, source_map=False)
 
 
 class _Turns:
