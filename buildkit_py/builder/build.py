@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -13,13 +14,14 @@ from buildkit_py.builder.contexts import has_streams
 from buildkit_py.builder.graph import GraphRequest, plan_graph
 from buildkit_py.builder.identity import node_id
 from buildkit_py.builder.outputs import ClientOutputs, receiver
+from buildkit_py.builder.pushes import PushAttempts
 from buildkit_py.builder.registries import OpenRegistries
 from buildkit_py.builder.request import BuildRequest, Plan, Work, plan
 from buildkit_py.builder.result import BuildResult, PlatformResult
 from buildkit_py.builder.services import ClientServices
 from buildkit_py.builder.steps import needs_gateway, with_gateway
 from buildkit_py.builder.transfers import TransferCallback, watched
-from buildkit_py.client import Client, SolveRequest, SolveResult
+from buildkit_py.client import Client, SolveRequest, SolveResult, new_ref
 from buildkit_py.errors import (
     BuildErrors,
     BuildKitError,
@@ -157,6 +159,7 @@ class _Run:
         self._services = services
         self._attachables: Sequence[Attachable] = ()
         self._shared_key = ""
+        self._attempts = PushAttempts(max(1, len(checked.platforms)))
 
     async def solve_all(self) -> tuple[_Solved, ...]:
         """Solve all platforms at once over one session, so that the context crosses once."""
@@ -199,15 +202,21 @@ class _Run:
             # A lone solve needs no other session, and what it is told would be part of its provenance.
             shared = own is not session and len(self._plan.platforms) > 1
             work = self._plan.work(platform, directories_session=session.id if shared else "")
-            request = self._request(work, exporters, platform, cache_exports=self._services.cache_exports(platform))
-            result = await self._ask(request, own, platform)
+            first = self._request(work, exporters, platform, cache_exports=self._services.cache_exports(platform))
+
+            async def attempt() -> tuple[SolveRequest, SolveResult]:
+                request = replace(first, ref=new_ref())  # a daemon knows each ref once
+                return request, await self._ask(request, own, platform)
+
+            # What came to this machine by a solve that failed stays with it.
+            request, result = await self._attempts.first(attempt, may_repeat=bool(pushes) and receiving is None)
             ended = time.monotonic()
         pushed: list[Pushed] = []
         for position, (push, exporter) in enumerate(pushes):
             if position:
                 # Two images that are pushed by one solve cannot be told apart in its answer.
                 again = self._request(self._plan.work(platform, directories_session=""), [exporter], platform)
-                result_of_push = await self._ask(again, session, platform)
+                result_of_push = await self._attempts.later(functools.partial(self._ask, again, session, platform))
             else:
                 result_of_push = result
             pushed.append(await self._read_back(push, result_of_push, platform))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -188,6 +189,52 @@ async def test_the_registry_goes_away_in_mid_blob(daemon_address: str, registry:
     async with Registry() as client_:
         assert first.descriptor is not None
         assert (await client_.resolve(name)).digest == first.descriptor.digest
+
+
+class Refusing:
+    """Answers PUT requests for manifests with an error, the first so many of them."""
+
+    def __init__(self, times: int, status: str, code: str, text: str) -> None:
+        self.times = times
+        self.asked = 0
+        body = json.dumps({"errors": [{"code": code, "message": text}]}).encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self._answer = head.encode() + b"Connection: close\r\n\r\n" + body
+
+    def __call__(self, data: bytes) -> bytes | None:
+        if not (data.startswith(b"PUT ") and b"/manifests/" in data.partition(b"\r\n")[0]):
+            return None
+        self.asked += 1
+        return self._answer if self.asked <= self.times else None
+
+
+async def test_a_registry_that_misses_layers_of_another_push_is_asked_again(
+    daemon_address: str, registry: RegistryServer, scratch: Path
+) -> None:
+    """Distribution on a file system, where platforms that share a layer push it at the same time."""
+    refusing = Refusing(2, "400 Bad Request", "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry")
+    async with proxy_to(int(registry.host.rpartition(":")[2])) as proxy, connect(daemon_address) as client:
+        proxy.answer = refusing
+        request = BuildRequest(
+            context=scratch, platforms=["linux/amd64", "linux/arm64"], tags=[f"{proxy.host}/faults/missed"], push=True
+        )
+        result = await build(client, request)
+        assert refusing.asked > 2
+    async with Registry() as reader:
+        assert result.descriptor is not None
+        assert (await reader.resolve(f"{registry.host}/faults/missed:latest")).digest == result.descriptor.digest
+
+
+async def test_a_registry_that_refuses_a_manifest_is_not_asked_again(
+    daemon_address: str, registry: RegistryServer, scratch: Path
+) -> None:
+    refusing = Refusing(100, "403 Forbidden", "DENIED", "not for you")
+    async with proxy_to(int(registry.host.rpartition(":")[2])) as proxy, connect(daemon_address) as client:
+        proxy.answer = refusing
+        request = BuildRequest(context=scratch, tags=[f"{proxy.host}/faults/denied"], push=True)
+        with pytest.raises(SolveError, match="failed to push"):
+            await build(client, request)
+        assert refusing.asked == 1
 
 
 async def test_the_registry_goes_away_before_the_index(

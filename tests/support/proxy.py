@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 _CHUNK = 1 << 14
@@ -21,6 +21,8 @@ class Proxy:
         """Reset every connection once this many bytes went to the server, and refuse new ones."""
         self.hold_after: int | None = None
         """Forward nothing more once this many bytes went to the server."""
+        self.answer: Callable[[bytes], bytes | None] | None = None
+        """Gets what is on its way to the server; what it returns is the answer instead, the last on its connection."""
         self.reached = asyncio.Event()
         """Set when one of the limits was reached."""
         self._target_port = target_port
@@ -46,8 +48,8 @@ class Proxy:
             self._open.add(forth)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._pump(reader, forth, count=True))
-                    tasks.create_task(self._pump(back, writer, count=False))
+                    tasks.create_task(self._pump(reader, forth, client=writer))
+                    tasks.create_task(self._pump(back, writer, client=None))
             finally:
                 self._open.discard(forth)
                 forth.close()
@@ -57,9 +59,17 @@ class Proxy:
             self._open.discard(writer)
             writer.close()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, count: bool) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, client: asyncio.StreamWriter | None
+    ) -> None:
         while data := await source.read(_CHUNK):
-            if count:
+            if client is not None:
+                if self.answer is not None and (answer := self.answer(data)) is not None:
+                    client.write(answer)
+                    await client.drain()
+                    client.write_eof()
+                    sink.close()
+                    return
                 self.sent += len(data)
                 if self.cut_after is not None and self.sent >= self.cut_after:
                     self.reached.set()
