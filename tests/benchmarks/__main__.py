@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no benchmark is called {unknown[0]}; there are {', '.join([*CASES, *parts])}")
     if options.repeat is not None and options.repeat < 1:
         parser.error("--repeat: expected at least 1")
+    # A run that is ended still ends its servers: the signal unwinds the stack that holds them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for name in names:
         if name in parts:
             subprocess.run([sys.executable, "-m", f"tests.benchmarks.bench_{name}"], check=True)
