@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from buildkit_py.errors import PeerError, ProtocolError
 
@@ -107,8 +107,7 @@ class Stat:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
+class Packet(NamedTuple):
     """One message of the exchange, decoded."""
 
     type: PacketType
@@ -367,8 +366,7 @@ def unix_permissions(mode: int) -> int:
 # --- the two halves ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SendFile(Generic[T]):
+class SendFile(NamedTuple, Generic[T]):
     """The receiver asks for the content of this file."""
 
     id: int
@@ -432,8 +430,7 @@ class Sender(Generic[T]):
         return SendFile(file_id, file)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """An entry of the sender's tree; its parents came before it."""
 
     id: int
@@ -445,16 +442,14 @@ class ListingEnd:
     """The tree is listed completely."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """The next bytes of a requested file; never empty."""
 
     id: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FileEnd:
+class FileEnd(NamedTuple):
     """A requested file is complete."""
 
     id: int

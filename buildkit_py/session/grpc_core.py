@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -132,29 +132,25 @@ class Opened:
     """The peer's preface and settings are in: the connection works."""
 
 
-@dataclass(frozen=True, slots=True)
-class Requested:
+class Requested(NamedTuple):
     """A call has begun."""
 
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True)
-class Readable:
+class Readable(NamedTuple):
     """take() would answer now, where it did not before."""
 
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True)
-class Aborted:
+class Aborted(NamedTuple):
     """A call is over before its handler said so: reset by the peer, or refused for what was sent on it."""
 
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """The connection is over; the last event."""
 
     failure: BuildKitError
