@@ -1,21 +1,20 @@
 """Entry of the command line: find the command, run it, turn errors into lines and exit codes.
 
-Exit codes: 0 done, 1 the build or a server failed, 2 bad usage, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 the build or a server failed, 2 bad usage, 128 and its number where a signal ended it: 130 for
+an interrupt.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import importlib
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import NoReturn, Protocol, cast
 
+from buildkit_py.cli import signals
 from buildkit_py.errors import (
     BuildKitError,
     InvalidAddress,
@@ -25,7 +24,7 @@ from buildkit_py.errors import (
     InvalidReference,
 )
 
-_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+_INTERRUPTED = 130
 _USAGE_ERRORS = (InvalidAddress, InvalidDigest, InvalidOption, InvalidPlatform, InvalidReference)
 
 _COMMANDS = {
@@ -76,11 +75,9 @@ class _CommandModule(Protocol):
 
 def entry() -> NoReturn:
     """Console script."""
+    signals.install()
     gc.disable()  # until the command runs: what is imported is there to stay
-    try:
-        code = main()
-    except KeyboardInterrupt:
-        code = _INTERRUPTED
+    code = main()
     # All has been cleared. A thread may still wait for a disk or a name server; the user does not. Nor for the
     # interpreter to take its modules down, which is a tenth of a cached build.
     os._exit(code if _flush() else code or 1)
@@ -97,21 +94,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not gc.isenabled():  # as entry() has it
             gc.freeze()
             gc.enable()
-        return _run(modules[args.command].execute(args))
+        return signals.run(modules[args.command].execute(args))
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
+    except signals.Ended as ended:
+        _say(str(ended))
+        return ended.exit_code
+    except KeyboardInterrupt:  # without entry()
         _say("interrupted")
         return _INTERRUPTED
-    except _Terminated:
-        _say("terminated")
-        return _TERMINATED
     except BrokenPipeError:
         # Whoever read stdout or stderr is gone; keep the interpreter from complaining about it at exit.
         _flush()
         return 1
     except Exception as error:
         if getattr(args, "debug", False):
+            import traceback
+
             traceback.print_exc()
         _report(error, logs_shown=bool(getattr(args, "logs_shown", False)))
         return 2 if isinstance(error, _USAGE_ERRORS) else 1
@@ -155,47 +154,6 @@ def _version() -> str:
     from buildkit_py import __version__
 
     return f"buildkit-py {__version__}"
-
-
-class _Terminated(BaseException):
-    """SIGTERM came."""
-
-
-def _run(command: Coroutine[object, object, int]) -> int:
-    """Run to the end; SIGINT and SIGTERM cancel the command, which then ends its solves and sessions."""
-    terminated = False
-
-    async def under_signals() -> int:
-        nonlocal terminated
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
-            if task is not None:
-                task.cancel()
-
-        _on_signal(loop, signal.SIGTERM, terminate)
-        return await command
-
-    try:
-        return asyncio.run(under_signals())
-    except Exception as error:
-        if terminated:  # whatever the command made of being cancelled
-            raise _Terminated from error
-        raise
-    except asyncio.CancelledError:
-        if terminated:
-            raise _Terminated from None
-        raise
-
-
-def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, action: Callable[[], None]) -> None:
-    try:
-        loop.add_signal_handler(number, action)
-    except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not a POSIX system
-        return
 
 
 def _report(error: BaseException, *, logs_shown: bool) -> None:

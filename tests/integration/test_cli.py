@@ -313,9 +313,10 @@ def wait_until_cancelled(address: str, marker: str) -> None:
     [
         ([signal.SIGINT], 130, "interrupted"),
         ([signal.SIGTERM], 143, "terminated"),
+        ([signal.SIGHUP], 129, "hung up"),
         ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 130, "interrupted"),
     ],
-    ids=["SIGINT", "SIGTERM", "SIGINT-thrice"],
+    ids=["SIGINT", "SIGTERM", "SIGHUP", "SIGINT-thrice"],
 )
 def test_a_signal_ends_the_build_everywhere(
     cli: CommandLine, alpine: str, tmp_path: Path, signals: list[signal.Signals], code: int, said: str

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -302,34 +299,6 @@ def test_errors_in_a_line_each(
     recorded("state", _raising(error))
     assert cli.main(["info"]) == code
     assert capsys.readouterr() == ("", said)
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-)
-def test_a_signal_wins_over_the_error_that_it_causes(
-    number: signal.Signals,
-    code: int,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Being cancelled may end in any error; the user asked for the end."""
-    assert threading.current_thread() is threading.main_thread()
-
-    async def execute(args: object) -> int:
-        os.kill(os.getpid(), number)
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            if number == signal.SIGTERM:
-                raise ConnectionLost("the connection was closed") from None
-            raise
-        return 0
-
-    monkeypatch.setattr(importlib.import_module("buildkit_py.cli.state"), "execute", execute)
-    assert cli.main(["info"]) == code
-    assert capsys.readouterr() == ("", f"{said}\n")
 
 
 def test_an_interrupt_while_a_command_is_imported(
