@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -298,11 +298,11 @@ class _Serving:
 
     async def _list(self) -> None:
         try:
-            batches = await self._run(lambda: walk(self._directory.tree(), self._filters))
-            coming = self._run(_next_batch, batches)
+            listing = _Listing(self._directory, self._filters)
+            coming = self._run(listing.next)
             try:
                 while (batch := await coming) is not None:
-                    coming = self._run(_next_batch, batches)  # walks on while this one is sent
+                    coming = self._run(listing.next)  # walks on while this one is sent
                     # Before the packets leave: the daemon may ask at once.
                     self._sender.announce(batch.files)
                     self._transfer.visited += batch.visited
@@ -311,6 +311,7 @@ class _Serving:
                         await self._call.send(*batch.packets)
             finally:
                 coming.cancel()
+                self._threads.submit(listing.close)
         except (WalkError, OSError) as error:
             text = str(error)
             await self._call.send(encode_error(text))
@@ -386,8 +387,29 @@ def _blocks_read() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock if sys.platform == "linux" else 0
 
 
-def _next_batch(batches: Iterator[Batch]) -> Batch | None:
-    return next(batches, None)
+class _Listing:
+    """A walk that may be closed while a thread is at it."""
+
+    def __init__(self, directory: Directory, filters: Filters) -> None:
+        self._directory = directory
+        self._filters = filters
+        self._batches: Generator[Batch] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def next(self) -> Batch | None:
+        with self._lock:
+            if self._closed:
+                return None
+            if self._batches is None:
+                self._batches = walk(self._directory.tree(), self._filters)
+            return next(self._batches, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._batches is not None:
+                self._batches.close()
 
 
 class _DiskReader:

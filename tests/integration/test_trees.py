@@ -7,7 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from buildkit_py import BuildRequest, ExporterSpec, build, connect
 from buildkit_py.builder import BuildResult
 from buildkit_py.client import new_ref
 from buildkit_py.errors import BuildKitError, InvalidOption, SolveError
-from tests.support.cli import CommandLine, refused
+from tests.support.cli import CommandLine, Done, refused
 
 pytestmark = pytest.mark.daemon
 
@@ -238,21 +238,36 @@ def test_an_output_inside_the_context(daemon_address: str, context: Path, tmp_pa
 # What cannot be read
 
 
-@pytest.mark.skipif(not ROOT or shutil.which("setpriv") is None, reason="gives up a part of root's rights")
+@pytest.fixture
+def unprivileged(daemon_address: str, tmp_path: Path) -> Callable[..., Done]:
+    """The command line as a process that permissions hold for, as they do for an ordinary user."""
+    cli = CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
+    if not ROOT:
+        return cli
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv to give up a part of root's rights with")
+    rights = "-dac_override,-dac_read_search"
+    command = ["setpriv", "--inh-caps", rights, "--bounding-set", rights, sys.executable, "-m", "buildkit_py"]
+
+    def run(*args: str | Path) -> Done:
+        done = subprocess.run(
+            [*command, *args], env=cli.environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+        return Done(code=done.returncode, out=done.stdout.encode(), stderr=done.stderr)
+
+    return run
+
+
 @pytest.mark.parametrize("progress", ["quiet", "plain"])
-def test_an_unreadable_file_is_told(daemon_address: str, context: Path, tmp_path: Path, progress: str) -> None:
+def test_an_unreadable_file_is_told(
+    unprivileged: Callable[..., Done], context: Path, tmp_path: Path, progress: str
+) -> None:
     """The protocol lets it arrive empty, as from every client; here the user is warned, once."""
     (context / "tree" / "secret").write_text("secret")
     (context / "tree" / "secret").chmod(0)
     (context / "tree" / "open").write_text("open")
-    cli = CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
-    rights = "-dac_override,-dac_read_search"
-    done = subprocess.run(
-        ["setpriv", "--inh-caps", rights, "--bounding-set", rights, sys.executable, "-m", "buildkit_py",
-         "build", context, "--progress", progress, "-o", tmp_path / "out"],
-        env=cli.environment(), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    done = unprivileged("build", context, "--progress", progress, "-o", tmp_path / "out")
+    assert (done.code, done.stdout) == (0, ""), done.stderr
     warning = "warning: directory 'context': tree/secret was sent empty: Permission denied"
     assert [line for line in done.stderr.splitlines() if "secret" in line] == [warning]
     assert done.stderr.splitlines()[-1] == warning
@@ -260,8 +275,26 @@ def test_an_unreadable_file_is_told(daemon_address: str, context: Path, tmp_path
     assert (tmp_path / "out" / "open").read_bytes() == b"open"
 
 
-def test_a_directory_that_cannot_be_listed(daemon_address: str, tmp_path: Path) -> None:
-    """A context that goes away while it is read; the message names the path."""
+def test_a_directory_that_cannot_be_listed(unprivileged: Callable[..., Done], context: Path, tmp_path: Path) -> None:
+    """Ends the build, by name; not where .dockerignore leaves it out."""
+    (context / "tree" / "closed").mkdir()
+    (context / "tree" / "closed" / "f").write_text("")
+    (context / "tree" / "open").write_text("open")
+    (context / "tree" / "closed").chmod(0)
+    try:
+        done = unprivileged("build", context, "--progress", "quiet", "-o", tmp_path / "out")
+        refused(done, 1, "cannot list tree/closed: Permission denied")
+        assert not (tmp_path / "out").exists()
+        (context / ".dockerignore").write_text("tree/closed\n")
+        done = unprivileged("build", context, "--progress", "quiet", "-o", tmp_path / "out")
+        assert done.code == 0, done.stderr
+        assert names(tmp_path / "out") == {b"open"}
+    finally:
+        (context / "tree" / "closed").chmod(0o700)
+
+
+def test_a_tree_too_deep_for_the_daemon(daemon_address: str, tmp_path: Path) -> None:
+    """It can be listed here, and is nothing that a daemon has room for."""
     cli = CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
     deep = tmp_path / "context"
     deep.mkdir()
@@ -276,5 +309,5 @@ def test_a_directory_that_cannot_be_listed(daemon_address: str, tmp_path: Path) 
     finally:
         os.close(handle)
     done = cli("build", deep, "--progress", "quiet", "-o", "type=tar,dest=/dev/null")
-    refused(done, 1, "File name too long")
+    refused(done, 1, "file name too long")
     subprocess.run(["rm", "-r", deep], check=True)

@@ -27,7 +27,7 @@ from buildkit_py.session.filesync import (
 )
 from buildkit_py.session.fsutil import FIN, PacketType, Stat, decode_packet, encode_error, encode_request
 from buildkit_py.session.grpc_server import GrpcServer
-from buildkit_py.session.walk import FileOpener, MemoryTree
+from buildkit_py.session.walk import FileOpener, Folder, MemoryTree
 from tests.support.calls import call_pair
 from tests.support.h2peer import memory_pair, open_peer
 
@@ -150,9 +150,19 @@ class _SlowTree(MemoryTree):
         super().__init__(files, 1)
         self._go_on = go_on
 
-    def xattrs(self, path: bytes) -> Mapping[bytes, bytes]:
-        assert path != b"z" or self._go_on.wait(10)
-        return super().xattrs(path)
+    def open(self, path: bytes) -> Folder:
+        return _SlowFolder(super().open(path), self._go_on)
+
+
+class _SlowFolder:
+    def __init__(self, folder: Folder, go_on: threading.Event) -> None:
+        self._folder = folder
+        self._go_on = go_on
+        self.scan, self.open, self.read_link, self.close = folder.scan, folder.open, folder.read_link, folder.close
+
+    def xattrs(self, name: bytes) -> Mapping[bytes, bytes]:
+        assert name != b"z" or self._go_on.wait(10)
+        return self._folder.xattrs(name)
 
 
 async def test_requests_are_answered_while_the_listing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

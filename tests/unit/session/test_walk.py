@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from buildkit_py.session.walk import (
     DiskTree,
     FileOpener,
     Filters,
+    Folder,
     MemoryTree,
+    TreeEntry,
     WalkError,
     follow_paths,
     walk,
@@ -184,59 +188,214 @@ def test_names_are_listed_as_bytes(tmp_path: Path) -> None:
     assert paths(tmp_path) == sorted(names)
 
 
+class Watched(DiskTree):
+    """Tells of each directory by path, before it is opened, before it is read, and once it was read."""
+
+    def __init__(self, root: Path, tell: Callable[[str, bytes], None]) -> None:
+        super().__init__(root)
+        self._tell = tell
+
+    def open(self, path: bytes) -> Folder:
+        self._tell("open", path)
+        return WatchedFolder(super().open(path), path, self._tell)
+
+
+class WatchedFolder:
+    def __init__(self, folder: Folder, path: bytes, tell: Callable[[str, bytes], None]) -> None:
+        self._folder = folder
+        self._path = path
+        self._tell = tell
+        self.read_link, self.xattrs, self.close = folder.read_link, folder.xattrs, folder.close
+
+    def open(self, name: bytes) -> Folder:
+        path = self._path + b"/" + name if self._path else name
+        self._tell("open", path)
+        return WatchedFolder(self._folder.open(name), path, self._tell)
+
+    def scan(self) -> list[TreeEntry]:
+        self._tell("scan", self._path)
+        found = self._folder.scan()
+        self._tell("scanned", self._path)
+        return found
+
+
 def test_an_entry_that_vanishes_is_left_out_alone(tmp_path: Path) -> None:
     """Between the reading of its directory and its stat; what follows it is listed all the same."""
     for name in "abcd":
         (tmp_path / name).mkdir()
         (tmp_path / name / "f").write_bytes(b"")
 
-    class Vanishing(DiskTree):
-        def scan(self, path: bytes) -> Sequence[os.DirEntry[bytes]]:
-            found = super().scan(path)
-            if not path:
-                (tmp_path / "b" / "f").unlink()
-                (tmp_path / "b").rmdir()
-            if path == b"c":
-                (tmp_path / "c" / "f").unlink()
-            return found
+    def vanish(moment: str, path: bytes) -> None:
+        if (moment, path) == ("scanned", b""):
+            (tmp_path / "b" / "f").unlink()
+            (tmp_path / "b").rmdir()
+        if (moment, path) == ("scanned", b"c"):
+            (tmp_path / "c" / "f").unlink()
 
-    assert paths(Vanishing(tmp_path)) == [b"a", b"a/f", b"c", b"d", b"d/f"]
+    assert paths(Watched(tmp_path, vanish)) == [b"a", b"a/f", b"c", b"d", b"d/f"]
 
 
-def test_a_directory_that_vanishes_after_its_stat_is_empty(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["open", "scan"])
+def test_a_directory_that_vanishes_after_its_stat_is_empty(tmp_path: Path, moment: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").write_bytes(b"")
 
-    class Vanishing(DiskTree):
-        def scan(self, path: bytes) -> Sequence[os.DirEntry[bytes]]:
-            if path == b"a":
-                (tmp_path / "a").rmdir()
-            return super().scan(path)
+    def vanish(now: str, path: bytes) -> None:
+        if (now, path) == (moment, b"a"):
+            (tmp_path / "a").rmdir()
 
-    assert paths(Vanishing(tmp_path)) == [b"a", b"b"]
+    assert paths(Watched(tmp_path, vanish)) == [b"a", b"b"]
 
 
-class Locked(DiskTree):
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A directory beside the tree ``root``, whose ``dir`` has entries of the same names and of others."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder, size in ((root / "dir", 1), (outside, 1000)):
+        (folder / "sub").mkdir(parents=True)
+        for name in ("a", "sub/x"):
+            (folder / name).write_bytes(bytes(size))
+    (root / "dir" / "b").symlink_to("public")
+    (outside / "b").symlink_to("secret")
+    (outside / "other").write_bytes(b"")
+    (outside / "sub" / "other").write_bytes(b"")
+    with contextlib.suppress(OSError):  # not every file system has them
+        os.setxattr(outside / "a", "user.secret", b"secret")
+    return outside
+
+
+@pytest.mark.parametrize("filters", [Filters(), Filters(exclude=("none",)), Filters(include=("dir/**",))])
+@pytest.mark.parametrize(
+    ("moment", "where", "expected"),
+    [
+        ("scanned", b"", [b"dir"]),  # a link now, as it would have been a moment earlier
+        ("open", b"dir", [b"dir"]),
+        ("scan", b"dir", [b"dir", b"dir/a", b"dir/b", b"dir/sub", b"dir/sub/x"]),
+        ("scanned", b"dir", [b"dir", b"dir/a", b"dir/b", b"dir/sub", b"dir/sub/x"]),
+        ("open", b"dir/sub", [b"dir", b"dir/a", b"dir/b", b"dir/sub", b"dir/sub/x"]),
+    ],
+)
+def test_a_directory_that_becomes_a_link_shows_nothing_of_what_is_outside(
+    tmp_path: Path, outside: Path, filters: Filters, moment: str, where: bytes, expected: list[bytes]
+) -> None:
+    """Whenever that happens: no name, size, link or attribute; what was opened before is listed to its end."""
+    root = tmp_path / "root"
+
+    def swap(now: str, path: bytes) -> None:
+        if (now, path) == (moment, where):
+            (root / "dir").rename(tmp_path / "away")
+            (root / "dir").symlink_to(outside)
+
+    found = stats(Watched(root, swap), filters)
+    if filters.include and expected == [b"dir"]:
+        expected = []  # the pattern is of what is below
+    assert [entry.path for entry in found] == expected
+    assert (root / "dir").is_symlink()
+    for entry in found:
+        assert entry.size < 1000
+        assert entry.linkname in {b"", b"public"} or entry.path == b"dir"
+        assert not entry.xattrs
+
+
+def test_attributes_are_those_of_the_directory_that_was_opened(tmp_path: Path, outside: Path) -> None:
+    """Where the path shows some, they are read again from what is open."""
+    root = tmp_path / "root"
+    try:
+        os.setxattr(root / "dir" / "a", "user.public", b"public")
+    except OSError:
+        pytest.skip("no extended attributes here")
+
+    def swap(now: str, path: bytes) -> None:
+        if (now, path) == ("scanned", b"dir"):
+            (root / "dir").rename(tmp_path / "away")
+            (root / "dir").symlink_to(outside)
+
+    found = {entry.path: entry.xattrs for entry in stats(Watched(root, swap))}
+    assert found[b"dir/a"] == {b"user.public": b"public"}
+
+
+def test_trees_may_be_deeper_than_directories_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And deeper than a path may be long; a directory on the way back that has become a link ends there."""
+    monkeypatch.setattr("buildkit_py.session.walk.OPEN_DIRECTORIES", 3)
+    name, depth = b"d" * 100, 50
+    handle = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(depth):
+        for file in (b"a", b"z"):
+            os.close(os.open(file, os.O_CREAT, dir_fd=handle))
+        os.mkdir(name, dir_fd=handle)
+        below = os.open(name, os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = below
+    os.close(handle)
+    whole = [b"/".join([name] * level) for level in range(1, depth + 1)]
+    before, most = len(os.listdir("/proc/self/fd")), 0
+
+    def look(moment: str, path: bytes) -> None:
+        nonlocal most
+        most = max(most, len(os.listdir("/proc/self/fd")))
+
+    for filters in (EVERYTHING, Filters(exclude=("none",)), Filters(include=("**/z",))):
+        files = (b"z",) if filters.include else (b"a", b"z")
+        expected = {*(path for path in whole[: depth - bool(filters.include)])}
+        expected |= {path + b"/" + file for path in whole[:-1] for file in files} | set(files)
+        found = paths(Watched(tmp_path, look), filters)
+        assert set(found) == expected
+        assert len(found) == len(expected)
+        assert found == sorted(found, key=lambda path: path.split(b"/"))
+    assert most <= before + 6
+    assert len(os.listdir("/proc/self/fd")) == before
+
+    opened = 0
+
+    def swap(moment: str, path: bytes) -> None:
+        nonlocal opened
+        opened += (moment, path) == ("open", whole[9])
+        if opened == 2:  # on the way back
+            opened += 1
+            (tmp_path / os.fsdecode(name) / os.fsdecode(name)).rename(tmp_path / "away")
+            (tmp_path / os.fsdecode(name) / os.fsdecode(name)).symlink_to("/")
+
+    found = paths(Watched(tmp_path, swap))
+    assert whole[1] + b"/z" not in found
+    assert name + b"/z" in found
+    assert not any(path.startswith(whole[1] + b"/etc") for path in found)
+    shutil.rmtree(tmp_path)
+
+
+def test_a_walk_that_is_given_up_closes_its_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buildkit_py.session.walk.BATCH_ENTRIES", 1)
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    before = os.listdir("/proc/self/fd")
+    batches = walk(DiskTree(tmp_path), EVERYTHING)
+    next(batches)
+    next(batches)
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+    batches.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def locked(root: Path) -> DiskTree:
     """A tree with a directory that may not be read, for root too."""
 
-    def scan(self, path: bytes) -> Sequence[os.DirEntry[bytes]]:
+    def refuse(moment: str, path: bytes) -> None:
         if path == b"locked":
             raise PermissionError(13, "Permission denied")
-        return super().scan(path)
+
+    return Watched(root, refuse)
 
 
 def test_a_directory_that_cannot_be_read_ends_the_walk(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir()
     with pytest.raises(WalkError, match="cannot list locked: Permission denied"):
-        listing(Locked(tmp_path))
+        listing(locked(tmp_path))
 
 
 def test_a_directory_that_is_filtered_out_may_be_unreadable(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir()
     (tmp_path / "a").write_bytes(b"")
-    assert paths(Locked(tmp_path), Filters(exclude=("locked",))) == [b"a"]
-    assert paths(Locked(tmp_path), Filters(exclude=("locked", "!**/x"))) == [b"a"]
-    assert paths(Locked(tmp_path), Filters(include=("a*",))) == [b"a"]
+    assert paths(locked(tmp_path), Filters(exclude=("locked",))) == [b"a"]
+    assert paths(locked(tmp_path), Filters(exclude=("locked", "!**/x"))) == [b"a"]
+    assert paths(locked(tmp_path), Filters(include=("a*",))) == [b"a"]
 
 
 def test_a_reserved_name_is_not_listed(tmp_path: Path) -> None:
@@ -267,14 +426,13 @@ def test_pruned_directories_are_not_read(tmp_path: Path) -> None:
     """A context with a large ignored directory must not cost a walk of it."""
     read: list[bytes] = []
 
-    class Recording(DiskTree):
-        def scan(self, path: bytes) -> Sequence[os.DirEntry[bytes]]:
+    def note(moment: str, path: bytes) -> None:
+        if moment == "scan":
             read.append(path)
-            return super().scan(path)
 
     for name in ["node_modules/x", "src/x/y", "docs/api"]:
         (tmp_path / name).mkdir(parents=True)
-    tree = Recording(tmp_path)
+    tree = Watched(tmp_path, note)
     listing(tree, Filters(exclude=("node_modules", "docs", "!docs/api")))
     assert read == [b"", b"docs", b"docs/api", b"src", b"src/x", b"src/x/y"]
     read.clear()
