@@ -6,6 +6,9 @@ Names are those of cases, or of the modules bench_NAME.py beside this file, whic
 they need. Without any, all cases run, and those of the registry before them. The daemon is $BUILDKIT_HOST, or one
 started for this run; the registry is started for this run. Aims are printed as met or MISSED; nothing fails because of
 them.
+
+What daemons and registries write is below $TMPDIR. On a disk the cold contexts measure that disk: a TMPDIR in memory,
+such as /dev/shm where it has 8 GiB free, leaves the clients and the daemon to be measured.
 """
 
 from __future__ import annotations
@@ -91,6 +94,7 @@ def _compare(names: Sequence[str], repeats: int | None, output: Path | None) -> 
         facts = report.machine() | {
             "daemon": f"{asyncio.run(_version(address))} at {address}",
             "peer": buildx.version,
+            "files": f"{_file_system(folder)} at {folder.parent}",
             "load before": f"{os.getloadavg()[0]:.2f}",
         }
         print(report.header(facts), flush=True)
@@ -118,6 +122,11 @@ async def _version(address: str) -> str:
     async with connect(address) as client:
         info = await client.info()
     return "BuildKit" if info is None else f"{info.package} {info.version}"
+
+
+def _file_system(folder: Path) -> str:
+    done = subprocess.run(["stat", "--file-system", "--format=%T", folder], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _note(text: str) -> None:
