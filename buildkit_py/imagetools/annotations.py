@@ -14,7 +14,9 @@ from buildkit_py.errors import InvalidOption, InvalidPlatform
 from buildkit_py.platforms import Platform
 
 _LEVEL = re.compile(r"(index-descriptor|manifest-descriptor|index|manifest)(?:\[([^\]]*)\])?")
-_EXPECTED = "expected [index:|manifest:|manifest-descriptor:]KEY=VALUE, the last two with [PLATFORM] if wanted"
+_EXPECTED = (
+    "expected index:, manifest: or manifest-descriptor: before KEY=VALUE, the last two with [PLATFORM] if wanted"
+)
 
 
 class Level(Enum):
@@ -46,7 +48,8 @@ class Annotation:
 def parse_annotations(given: Mapping[str, str] | Sequence[str]) -> tuple[Annotation, ...]:
     """Read ``LEVEL:KEY=VALUE`` items, or a mapping of ``LEVEL:KEY`` to values; raises InvalidOption.
 
-    Several levels stand before the colon with commas between. Without a level it is the index.
+    Several levels stand before the colon with commas between. Without a level nothing is guessed: for a build that
+    is the manifest, which to change here would change an image's digest, and docker buildx refuses it, too.
     """
     found: list[Annotation] = []
     if isinstance(given, Mapping):
@@ -66,13 +69,10 @@ def parse_place(name: str, text: str | None = None) -> tuple[tuple[Level, Platfo
     """Read ``LEVEL:KEY``; text is what errors show."""
     text = name if text is None else text
     prefix, colon, key = name.partition(":")
-    places: list[tuple[Level, Platform | None]] = []
     levels = _levels(prefix) if colon else None
     if levels is None:
-        places.append((Level.INDEX, None))
-        key = name
-    else:
-        places += [_place(level, text) for level in levels]
+        raise InvalidOption(f"annotation {text!r}: does not say where it goes; {_EXPECTED}")
+    places = [_place(level, text) for level in levels]
     if not key:
         raise InvalidOption(f"annotation {text!r}: has no key; {_EXPECTED}")
     return tuple((level, platform, key) for level, platform in places)

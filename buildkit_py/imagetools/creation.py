@@ -39,7 +39,7 @@ class CreateRequest:
     platforms: Sequence[Platform | str] = ()
     """Which images go into the index; none means all."""
     annotations: Mapping[str, str] | Sequence[str] = ()
-    """``[index:|manifest:|manifest-descriptor:]KEY=VALUE``, the last two with ``[PLATFORM]`` if wanted."""
+    """``(index|manifest|manifest-descriptor):KEY=VALUE``, the last two with ``[PLATFORM]`` if wanted."""
     prefer_index: bool = True
     """False leaves a single image the manifest that it is."""
     dry_run: bool = False

@@ -265,6 +265,14 @@ def test_a_dry_run_prints_what_would_be_written(shelf: Shelf, capsys: pytest.Cap
     assert capsys.readouterr().out == theirs.stdout
 
 
+def test_an_annotation_without_a_level(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither guesses where it goes; ours says what to write, before any request."""
+    theirs, code = both(shelf, "{r}:amd64", "{r}:arm64", "--annotation", "org.example.a=1")
+    assert (theirs.returncode, code) == (1, 2)
+    assert "not supported yet" in theirs.stderr
+    assert "expected index:, manifest: or manifest-descriptor: before KEY=VALUE" in capsys.readouterr().err
+
+
 def test_differs_two_images_for_one_platform(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     """buildx keeps both, and clients pull the first; here it is an error that says what to do."""
     theirs, code = both(shelf, "{r}:amd64", "{r}:signed")
