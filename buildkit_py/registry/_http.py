@@ -44,6 +44,8 @@ MAX_ANSWER_BYTES = 4 << 20
 USER_AGENT = "buildkit-py"
 RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _VERBATIM = re.compile(r"/[\x21-\x7e]*")
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})\b")
+"""How http.client tells what a proxy answered to CONNECT; only the number is repeated."""
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -297,7 +299,8 @@ class Transport:
         if isinstance(body, bytes):
             prepared.headers["Content-Length"] = str(len(body))
         seconds = max(0.001, operation.remaining())
-        timeout = (min(self.timeouts.connect, seconds), min(self.timeouts.read, seconds))
+        connect = self.config.host(str(origin)).connect_timeout or self.timeouts.connect
+        timeout = (min(connect, seconds), min(self.timeouts.read, seconds))
         # A body may come from another request of this thread, which must not disturb this one.
         before = getattr(_running, "operation", None), getattr(_running, "target", None)
         _running.operation, _running.target = operation, _target(url)
@@ -458,6 +461,10 @@ def failure(error: BaseException, method: str, origin: Origin) -> RegistryError:
         return RegistryError(
             f"registry {origin}: the TLS handshake failed ({tls.reason or 'TLS error'}){hint}", **where
         )
+    if first(requests.exceptions.ProxyError) or first(urllib3.exceptions.ProxyError):
+        refused = next(filter(None, (_TUNNEL.match(str(item)) for item in chain if isinstance(item, OSError))), None)
+        said = f"refuses to connect (HTTP {refused[1]})" if refused else _reason(error)
+        return RegistryError(f"registry {origin}: the proxy of the environment: {said}", retryable=not refused, **where)
     lookup = first(socket.gaierror)
     if lookup is not None or first(urllib3.exceptions.NameResolutionError) is not None:
         again = lookup is not None and lookup.errno == socket.EAI_AGAIN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,12 +106,16 @@ class HostConfig:
     """Where pushes go, if not to the host itself."""
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False, hash=False)
     """Sent along with every request to this host, and to no other."""
+    connect_timeout: float | None = None
+    """Seconds for a connection to this host, where they differ from those of all."""
 
     def __post_init__(self) -> None:
         if self.plain_http and self.tls:
             raise InvalidOption("registry: plain_http does not go together with ca, cert or skip_verify")
         if self.key is not None and self.cert is None:
             raise InvalidOption("registry: a key without its certificate")
+        if self.connect_timeout is not None and not 0 < self.connect_timeout < math.inf:
+            raise InvalidOption(f"registry: {self.connect_timeout} seconds to connect, expected more than none")
         for mirror in self.mirrors:
             _mirror(mirror)
         if self.push_to is not None:

@@ -8,6 +8,7 @@ Source: docker, docs/engine/security/certificates; containers-certs.d(5); contai
 from __future__ import annotations
 
 import logging
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,9 @@ _LOG = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 1 << 20
 _READS = {"pull", "resolve"}
 _CAPABILITIES = _READS | {"push"}
-_KNOWN = {"server", "host", "capabilities", "ca", "client", "skip_verify", "header", "override_path"}
+_KNOWN = {"server", "host", "capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"}
+_DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ns|us|\u00b5s|ms|s|m|h))+")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ class _HostsFile:
             cert=None if plain else certificates[0],
             key=None if plain else certificates[1],
             headers=self._headers(entry),
+            connect_timeout=self._seconds(entry.get("dial_timeout"), "dial_timeout"),
         )
         return Mirror(host, path), config
 
@@ -179,6 +183,18 @@ class _HostsFile:
             if not (name.isascii() and text.isascii() and (name + text).isprintable()):
                 raise InvalidOption(f"{self._path}: the header {name!r} is not one")
             found[name] = text
+        return found
+
+    def _seconds(self, value: object, key: str) -> float | None:
+        """A duration as Go writes it."""
+        if value is None:
+            return None
+        text = self._text(value, key)
+        found = 0.0
+        if _DURATION.fullmatch(text):
+            found = sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"([\d.]+)([^\d.]+)", text))
+        if not 0 < found < 1e9:
+            raise InvalidOption(f"{self._path}: {key} {text!r} is no duration such as 5s or 1m30s")
         return found
 
     def _files(self, value: object, key: str) -> list[Path]:

@@ -16,7 +16,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import trustme
 
@@ -33,7 +33,7 @@ _HTPASSWD = f"{USERNAME}:$2y$04$2LemDu.5qlE0Gr0qVgdxveGhQ26T5SubDX5QIve7lDQ.bKmk
 _READY_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.02
-_ACCESS = re.compile(rb'"([A-Z]+) /v2/[^"]*HTTP/1\.1"')
+_ACCESS = re.compile(rb'"([A-Z]+) /[^"]*HTTP/1\.1"')
 _LISTENING = re.compile(rb"listening on 127\.0\.0\.1:(\d+)")
 
 
@@ -149,20 +149,29 @@ def run_registry(
     tls: bool = False,
     token: Mapping[str, str] | None = None,
     access_log: bool = False,
+    cache_of: str = "",
+    client_ca: Path | None = None,
+    prefix: str = "",
 ) -> Generator[Registry]:
     """A registry with its data below folder; Unavailable where there is no docker-registry.
 
     token holds the settings of authentication by a token server. With access_log its log has a line for each request.
+    cache_of is the URL of a registry that it pulls through, client_ca the authority of those that it talks to, prefix
+    the path that stands before its /v2/.
     """
     binary = find_registry()
     if binary is None:
         raise Unavailable("no docker-registry found (make servers, or apt-get install docker-registry)")
     folder.mkdir(parents=True, exist_ok=True)
-    http: dict[str, object] = {"addr": "127.0.0.1:0", "secret": "of no use: there is one instance"}
+    http: dict[str, Any] = {"addr": "127.0.0.1:0", "secret": "of no use: there is one instance"}
     auth: dict[str, object] = {}
     ca = make_certificates(folder) if tls else None
     if ca:
         http["tls"] = {"certificate": str(folder / "server.pem"), "key": str(folder / "server.key")}
+        if client_ca:
+            http["tls"] = {**http["tls"], "clientcas": [str(client_ca)]}
+    if prefix:
+        http["prefix"] = f"{prefix}/"
     if password:
         (folder / "htpasswd").write_text(_HTPASSWD)
         auth = {"auth": {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}}
@@ -177,6 +186,7 @@ def run_registry(
             "maintenance": {"uploadpurging": {"enabled": False}},
         },
         "http": http,
+        **({"proxy": {"remoteurl": cache_of}} if cache_of else {}),
         **auth,
     }
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
@@ -208,9 +218,9 @@ def find_registry() -> str | None:
 
 
 def make_certificates(folder: Path) -> Path:
-    """A certificate for loopback, server.pem and server.key; returns the authority that signed it."""
+    """A certificate for loopback and a name that nobody resolves, server.pem and server.key; returns who signed it."""
     authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    certificate = authority.issue_cert("127.0.0.1", "localhost", "registry.invalid")
     certificate.private_key_pem.write_to_path(folder / "server.key")
     chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
     (folder / "server.pem").write_bytes(chain)

@@ -85,6 +85,7 @@ ca = "own.crt"
 
 [host."http://mirror.local:5000"]
   capabilities = ["pull", "resolve"]
+  dial_timeout = "1m0.5s"
   [host."http://mirror.local:5000".header]
     X-Team = "a"
     X-Both = ["b", "c"]
@@ -107,6 +108,7 @@ def test_hosts_toml(tmp_path: Path) -> None:
     assert config.writing("r.example") == Mirror("r.example")
     assert config.host("r.example").ca == b"one"
     assert config.host("mirror.local:5000").headers == {"X-Team": "a", "X-Both": "b, c"}
+    assert config.host("mirror.local:5000").connect_timeout == 60.5
     assert config.host("cache.local").skip_verify
     assert config.host("cache.local").key == tmp_path / "r.example" / "c.key"
     assert [config.scheme(host) for host in ("r.example", "mirror.local:5000")] == ["https", "http"]
@@ -144,6 +146,9 @@ def test_hosts_toml_that_takes_pushes(tmp_path: Path) -> None:
         ('[host."https://a"]\ncapabilities = "pull"', "capabilities is not a list"),
         ('[host."https://a"]\nskip_verify = "yes"', "skip_verify is neither true nor false"),
         ('[host."https://a"]\nca = "none.crt"', "none.crt"),
+        ('[host."https://a"]\ndial_timeout = 5', "dial_timeout holds something that is not text"),
+        ('[host."https://a"]\ndial_timeout = "0s"', "is no duration"),
+        ('[host."https://a"]\ndial_timeout = "-1s"', "is no duration"),
         ('[host."https://a".header]\nX = "a\\r\\nb"', "is not one"),
     ],
 )
