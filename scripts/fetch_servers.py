@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Fetch the servers, emulators, peers and base files that demo, tests and benchmarks use.
 
-    fetch_servers.py [GROUP ...]      groups: daemon registry emulators images peers compat, or all
+    fetch_servers.py [GROUP ...]      groups: daemon registry emulators images peers compat caches, or all
 
-Everything comes from Debian's packages, with apt's own checks of signatures. Nearly all of it is only unpacked,
+Nearly everything comes from Debian's packages, with apt's own checks of signatures; the services for caches, which
+all leaves out as it does compat, come from npm. Nearly all of it is only unpacked,
 below the prefix (``$BUILDKIT_PY_PREFIX``, else ``.cache/prefix`` of this checkout); what must be part of the system
 (runc, iptables, qemu's binfmt handlers) is installed, for which root is needed. A group that is there already costs
 nothing and asks no server. Exit code 1, with a line for each thing missing, when something could not be had.
@@ -44,6 +45,9 @@ NATIVE = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf"}.get(platform
 EMULATORS = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64", "armhf": "qemu-arm"}
 ALL = ("daemon", "registry", "emulators", "images", "peers")
 
+# Stand-ins for S3 and Azure's blob storage, by which caches of daemons there are shown.
+CACHE_SERVICES = ("s3rver@3.7.1", "azurite@3.35.0")
+
 _SECONDS = 600  # for one run of apt or dpkg; a hanging mirror must not hang the build
 
 
@@ -65,7 +69,7 @@ class Package:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join((*ALL, 'compat'))}, or all")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join((*ALL, 'compat', 'caches'))}, or all")
     groups = parser.parse_args(argv).groups or ["all"]
     wanted = list(dict.fromkeys(ALL if group == "all" else (group,) for group in groups))
     names = list(dict.fromkeys(name for entry in wanted for name in entry))
@@ -170,6 +174,32 @@ def fetch_compat() -> None:
     install({"runc": "runc", "iptables": "iptables"})
 
 
+def fetch_caches() -> None:
+    """Services that daemons can keep caches in; some 200 MB, of which tests say by name when they lack them."""
+    folder = PREFIX / "caches"
+    stamp = PREFIX / ".stamps" / "caches.json"
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(stamp.read_text()) == list(CACHE_SERVICES):
+            return
+    if shutil.which("npm") is None:
+        raise Missing("npm is not here: install Node.js (on Debian: apt-get install npm)")
+    print(f"fetching caches: {', '.join(CACHE_SERVICES)}", file=sys.stderr)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=PREFIX) as name:
+        # Nothing of these packages has to run in order to be installed.
+        quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        run(["npm", "install", "--prefix", name, *quiet, *CACHE_SERVICES])
+        for program in ("s3rver", "azurite-blob"):
+            run([str(Path(name, "node_modules", ".bin", program)), "--version"])
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for entry in Path(name).iterdir():
+            entry.replace(folder / entry.name)
+        fresh = Path(name, "stamp")
+        fresh.write_text(json.dumps(list(CACHE_SERVICES)) + "\n")
+        fresh.replace(stamp)
+
+
 GROUPS: dict[str, Callable[[], None]] = {
     "daemon": fetch_daemon,
     "registry": fetch_registry,
@@ -177,6 +207,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "images": fetch_images,
     "peers": fetch_peers,
     "compat": fetch_compat,
+    "caches": fetch_caches,
 }
 
 

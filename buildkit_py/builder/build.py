@@ -116,7 +116,7 @@ async def build(
         descriptor=descriptor,
         references=checked.exports.references,
         names=checked.exports.names,
-        notes=() if keeps is None else tuple(keeps.notes),
+        notes=(*run.notes, *(() if keeps is None else keeps.notes)),
         seconds=ended - started,
         publish_seconds=ended - max(entry.ended for entry in solved),
         transfers=services.transfers(),
@@ -160,6 +160,8 @@ class _Run:
         self._attachables: Sequence[Attachable] = ()
         self._shared_key = ""
         self._attempts = PushAttempts(max(1, len(checked.platforms)))
+        self.notes: list[str] = []
+        """What people should know of the solves."""
 
     async def solve_all(self) -> tuple[_Solved, ...]:
         """Solve all platforms at once over one session, so that the context crosses once."""
@@ -257,6 +259,8 @@ class _Run:
         on_status = self._on_status
 
         def labelled(update: StatusUpdate) -> None:
+            if request.cache_imports:
+                self._note_missing_cache(update)
             if on_status is not None:
                 on_status(request.label, update)
 
@@ -268,6 +272,16 @@ class _Run:
             check_exporters(error, self._client.address)
             error.hint = await hint_for(error, platform, self._client.workers)
             raise
+
+    def _note_missing_cache(self, update: StatusUpdate) -> None:
+        from buildkit_py.builder.hints import missing_cache
+
+        if kind := missing_cache(update):
+            note = (
+                f"cache-from type={kind}: the daemon at {self._client.address} has no such caches, and builds without"
+            )
+            if note not in self.notes:
+                self.notes.append(note)
 
     def _push_exporter(self, push: Push, platform: Platform | None) -> ExporterSpec:
         """Push by digest to untagged names: no tag exists before the whole index does."""

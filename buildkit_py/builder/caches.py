@@ -184,15 +184,44 @@ def _with_environment(spec: CacheSpec, environ: Mapping[str, str]) -> CacheSpec 
             "url": environ.get("ACTIONS_CACHE_URL", results),
         }
     elif spec.type == "s3" and not {"access_key_id", "secret_access_key"} <= set(spec.attrs):
-        added = {
-            "access_key_id": environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_ACCESS_KEY"),
-            "secret_access_key": environ.get("AWS_SECRET_ACCESS_KEY") or environ.get("AWS_SECRET_KEY"),
-            "session_token": environ.get("AWS_SESSION_TOKEN"),
-        }
-        if not (added["access_key_id"] and added["secret_access_key"]):
-            added = {}  # half a key is none
+        added = _aws_credentials(environ)
     attrs = {**{key: value for key, value in added.items() if value}, **spec.attrs}
     if spec.type == "gha" and not (attrs.get("token") and (attrs.get("url") or attrs.get("url_v2"))):
         _LOG.info("cache type=gha: left out, as this is no runner of GitHub's")
         return None
     return replace(spec, attrs=MappingProxyType(attrs))
+
+
+def _aws_credentials(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Those of the environment, else those of a profile in the file of credentials; half a key is none.
+
+    Source: AWS SDKs and Tools Reference Guide, "Shared config and credentials files".
+    """
+    found = {
+        "access_key_id": environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_ACCESS_KEY"),
+        "secret_access_key": environ.get("AWS_SECRET_ACCESS_KEY") or environ.get("AWS_SECRET_KEY"),
+        "session_token": environ.get("AWS_SESSION_TOKEN"),
+    }
+    if found["access_key_id"] and found["secret_access_key"]:
+        return found
+    home = environ.get("HOME")
+    path = environ.get("AWS_SHARED_CREDENTIALS_FILE") or (home and f"{home}/.aws/credentials")
+    if not path:
+        return {}
+    import configparser
+
+    profiles = configparser.RawConfigParser(default_section="", strict=False)
+    try:
+        profiles.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        _LOG.info("%s cannot be read: %s", path, type(error).__name__)  # its lines are secrets
+        return {}
+    profile = environ.get("AWS_PROFILE") or "default"
+    if not profiles.has_section(profile):
+        return {}
+    found = {
+        "access_key_id": profiles.get(profile, "aws_access_key_id", fallback=None),
+        "secret_access_key": profiles.get(profile, "aws_secret_access_key", fallback=None),
+        "session_token": profiles.get(profile, "aws_session_token", fallback=None),
+    }
+    return found if found["access_key_id"] and found["secret_access_key"] else {}

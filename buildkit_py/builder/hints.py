@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from buildkit_py.errors import BuildKitError, SolveError, UnsupportedByDaemon
 from buildkit_py.platforms import Platform
+from buildkit_py.progress import StatusUpdate
 from buildkit_py.records import Worker
 
 _REFUSED = re.compile(
@@ -15,11 +16,15 @@ _REFUSED = re.compile(
 _HOST = re.compile(r"https?://([A-Za-z0-9.\-]+(?::\d+)?|\[[0-9A-Fa-f:]+\](?::\d+)?)/")
 _NO_PLATFORM = re.compile(r"(?:^|: )(\S+): failed to resolve source metadata for .*: no match for platform in manifest")
 _NO_EXPORTER = re.compile(r'exporter "([a-z]+)" could not be found')
+_NO_CACHE_EXPORTER = re.compile(r'unknown cache exporter: "([^"]+)"')
+_NO_CACHE_IMPORTER = re.compile(r"unknown cache importer: (\S+)")
 _PLAIN_HTTP = "server gave HTTP response to HTTPS client"
 
 
 def check_exporters(error: SolveError, address: str) -> None:
     """Raise UnsupportedByDaemon where the solve failed, before it began, for an exporter that the daemon lacks."""
+    if cache := _NO_CACHE_EXPORTER.search(error.message):
+        raise UnsupportedByDaemon(f"cache-to type={cache[1]}: the daemon at {address} has no such caches") from error
     lacking = _NO_EXPORTER.search(error.message)
     if lacking is None:
         return
@@ -30,6 +35,14 @@ def check_exporters(error: SolveError, address: str) -> None:
             f'(no exporter "{lacking[1]}"); turn on its containerd image store'
         )
     raise UnsupportedByDaemon(what) from error
+
+
+def missing_cache(update: StatusUpdate) -> str:
+    """The type of a cache that the daemon cannot import, by what it says of the step; it builds without it. Or ""."""
+    for vertex in update.vertexes:
+        if found := _NO_CACHE_IMPORTER.search(vertex.error):
+            return found[1]
+    return ""
 
 
 async def hint_for(

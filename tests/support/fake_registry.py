@@ -123,13 +123,12 @@ class FakeRegistry:
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(handler.path)
-        length = int(handler.headers.get("Content-Length") or 0)
         request = Request(
             method=handler.command,
             path=parts.path,
             query=parts.query,
             headers={name.lower(): value for name, value in handler.headers.items()},
-            body=handler.rfile.read(length),
+            body=_body(handler),
         )
         with self._lock:
             self.requests.append(request)
@@ -170,6 +169,17 @@ class FakeRegistry:
             if route.method == request.method and route.path.fullmatch(request.path):
                 return route.answers.pop(0) if len(route.answers) > 1 else route.answers[0]
         return Answer(status=404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no route"}]}')
+
+
+def _body(handler: BaseHTTPRequestHandler) -> bytes:
+    if handler.headers.get("Transfer-Encoding") != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+    chunks: list[bytes] = []
+    while size := int(handler.rfile.readline().partition(b";")[0], 16):
+        chunks.append(handler.rfile.read(size))
+        handler.rfile.readline()
+    handler.rfile.readline()  # no client of the tests has trailers
+    return b"".join(chunks)
 
 
 def manifest_answer(raw: bytes, media_type: str, digest: str | None = None, **extra: str) -> Answer:

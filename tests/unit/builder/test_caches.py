@@ -144,6 +144,38 @@ def test_what_the_environment_adds(
 
 
 @pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, {"access_key_id": "a", "secret_access_key": "hunter2"}),
+        ({"AWS_PROFILE": "other"}, {"access_key_id": "b", "secret_access_key": "hunter3", "session_token": "t"}),
+        ({"AWS_PROFILE": "half"}, {}),
+        ({"AWS_PROFILE": "none"}, {}),
+        ({"AWS_ACCESS_KEY_ID": "e", "AWS_SECRET_ACCESS_KEY": "f"}, {"access_key_id": "e", "secret_access_key": "f"}),
+    ],
+)
+def test_the_file_of_aws_credentials(tmp_path: Path, environ: dict[str, str], expected: dict[str, str]) -> None:
+    """After the environment; of the profile that is named, else the default one."""
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "credentials").write_text(
+        "[default]\naws_access_key_id = a\naws_secret_access_key = hunter2\n"
+        "[other]\naws_access_key_id=b\naws_secret_access_key=hunter3\naws_session_token=t\n"
+        "[half]\naws_access_key_id=c\n"
+    )
+    caches = planned(["type=s3,bucket=b"], environ={"HOME": str(tmp_path)} | environ, many=False)
+    assert dict(caches.imports[0].attrs) == {"bucket": "b"} | expected
+
+
+def test_a_file_of_aws_credentials_that_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """None of its lines is shown."""
+    caplog.set_level("DEBUG")
+    (tmp_path / "file").write_text("hunter2\n")
+    environ = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "file")}
+    assert dict(planned(["type=s3,bucket=b"], environ=environ, many=False).imports[0].attrs) == {"bucket": "b"}
+    assert "cannot be read" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("type=registry", "ref=... is missing"),
