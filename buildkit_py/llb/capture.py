@@ -11,6 +11,8 @@ import linecache
 import sys
 from typing import TypeAlias
 
+from buildkit_py.llb import check
+
 Caller: TypeAlias = tuple[str, int]
 """File name and line, from 1."""
 
@@ -24,7 +26,7 @@ def capture_source(enabled: bool) -> bool:
     It is on at first. Vertex digests are the same either way.
     """
     global _enabled
-    before, _enabled = _enabled, bool(enabled)
+    before, _enabled = _enabled, check.boolean("enabled", enabled)
     return before
 
 

@@ -66,6 +66,13 @@ def several(name: str, values: object) -> tuple[object, ...]:
     raise fail(name, given, "a sequence")
 
 
+def instance(name: str, value: object, kind: type[T] | tuple[type[T], ...], expected: str) -> T:
+    """A value of a class."""
+    if not isinstance(value, kind):
+        raise fail(name, value, expected)
+    return value
+
+
 def of_type(name: str, values: object, kind: type[T] | tuple[type[T], ...], expected: str) -> tuple[T, ...]:
     """Several values of one class."""
     items = several(name, values)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from buildkit_py.llb import check
 from buildkit_py.llb.definition import Definition, Input
 from buildkit_py.llb.dump import one_line, op_fields, short
 
@@ -77,6 +78,8 @@ def compare(before: Definition, after: Definition) -> Comparison:
     What both graphs have is never a difference; a vertex that only one has, beside one that both have, was added
     or removed there.
     """
+    for name, given in (("before", before), ("after", after)):
+        check.instance(name, given, Definition, "a Definition")
     known, digests = set(before.walk()), set(after.walk())
     shared = known & digests
     changes: list[VertexChange] = []

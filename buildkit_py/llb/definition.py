@@ -113,7 +113,7 @@ class Definition:
         names the result. Whether an op makes sense is for the daemon to say. An input is named by the digest
         of its bytes, so there are no cycles.
         """
-        data = bytes(check.of_type("data", (data,), (bytes, bytearray, memoryview), "bytes")[0])
+        data = bytes(check.instance("data", data, (bytes, bytearray, memoryview), "bytes"))
         message = _read(ops_pb2.Definition, data, "definition")
         blobs: Sequence[bytes] = getattr(message, "def")
         if not blobs:

@@ -8,10 +8,12 @@ from typing import Any, cast
 from google.protobuf import json_format
 
 from buildkit_py.errors import InvalidDefinition
+from buildkit_py.llb import check
 from buildkit_py.llb.definition import Definition, Vertex
 from buildkit_py.llb.names import kind_of
 
 _NAME_WIDTH = 100
+_MAX_INDENT = 40
 
 
 def dump(definition: Definition) -> str:
@@ -19,7 +21,7 @@ def dump(definition: Definition) -> str:
 
     The format is for people and may change; scripts take dump_json().
     """
-    head = definition.head
+    head = check.instance("definition", definition, Definition, "a Definition").head
     if head is None:
         return "scratch\n"
     numbers = {vertex.digest: number for number, vertex in enumerate(definition.vertexes, 1)}
@@ -41,7 +43,9 @@ def dump_json(definition: Definition, *, indent: int | None = 2) -> str:
     op (protobuf's JSON with the names of the wire definition), caps, description and the settings that were
     made; ``files`` are what locations [[file, first line, last line]] point into.
     """
-    head = definition.head
+    if indent is not None:
+        check.integer("indent", indent, (0, _MAX_INDENT))
+    head = check.instance("definition", definition, Definition, "a Definition").head
     files = {id(file): index for index, file in enumerate(definition.source_files)}
     document = {
         "head": None if head is None else {"digest": head.digest, "index": head.index},

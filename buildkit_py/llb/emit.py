@@ -38,10 +38,10 @@ class PlatformDefinition:
     """OCI image config as JSON, but for its layers; None leaves it to whoever solves."""
 
     def __post_init__(self) -> None:
-        check.of_type("PlatformDefinition(platform)", (self.platform,), Platform, "a Platform")
-        check.of_type("PlatformDefinition(definition)", (self.definition,), Definition, "a Definition")
+        check.instance("PlatformDefinition(platform)", self.platform, Platform, "a Platform")
+        check.instance("PlatformDefinition(definition)", self.definition, Definition, "a Definition")
         if self.config is not None:
-            check.of_type("PlatformDefinition(config)", (self.config,), bytes, "an image config as JSON")
+            check.instance("PlatformDefinition(config)", self.config, bytes, "an image config as JSON")
 
     def to_line(self) -> bytes:
         """The line of a stream, with its newline."""
@@ -80,6 +80,8 @@ def emit(
 
     file is standard output by default. Nothing is written before all platforms are marshalled.
     """
+    if not isinstance(platforms, str):
+        platforms = check.of_type("platforms", platforms, (str, Platform), "a platform")
     try:
         wanted = parse_platforms(platforms)
     except InvalidPlatform as error:
@@ -96,7 +98,7 @@ def emit(
 
 def parse_definitions(data: bytes) -> Definition | tuple[PlatformDefinition, ...]:
     """Read one definition, or a stream of them; raise InvalidDefinition for anything else."""
-    check.of_type("data", (data,), bytes, "bytes")
+    check.instance("data", data, bytes, "bytes")
     if not data.startswith(b"{"):  # no definition does
         return Definition.parse(data)
     found: dict[Platform, PlatformDefinition] = {}
@@ -158,7 +160,7 @@ def _marshal(graph: Graph, platform: Platform, config: Config, unique_id: str) -
 def _config_for(config: Config, platform: Platform) -> ImageConfig | None:
     made = config(platform) if callable(config) else config
     if made is not None:
-        check.of_type("config", (made,), ImageConfig, "an ImageConfig")
+        check.instance("config", made, ImageConfig, "an ImageConfig")
     return made
 
 

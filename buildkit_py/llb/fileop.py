@@ -26,6 +26,8 @@ Created: TypeAlias = "datetime | int | None"
 
 _MAX_NESTING = 64
 _ID = re.compile(r"[+-]?[0-9]{1,10}")
+_MODE_CLAUSE = "[ugoa]*(?:[-+=][rwxXstugo]*)+"
+_SYMBOLIC_MODE = re.compile(f"0*[0-7]{{1,4}}|{_MODE_CLAUSE}(?:,{_MODE_CLAUSE})*")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +201,8 @@ class Copy:
         if "\0" in check.text("copy(dest)", self.dest, "a path"):
             raise check.fail("copy(dest)", self.dest, "a path without NUL")
         if isinstance(self.mode, str):
-            check.filled("copy(mode)", self.mode, "permission bits or a symbolic mode")
+            if not _SYMBOLIC_MODE.fullmatch(self.mode):
+                raise check.fail("copy(mode)", self.mode, "permission bits, or changes such as 'u+x,go-w'")
         elif self.mode is not None:
             check.mode("copy(mode)", self.mode)
         _check_owner("copy(owner)", self.owner)

@@ -30,7 +30,7 @@ _RESULT = "result"
 def graph(definition: Definition, format: Format = "dot") -> str:  # as the command line calls it
     """Draw a definition; equal definitions give equal text. Arrows go from what is needed to what needs it."""
     check.choice("format", format, ("dot", "mermaid", "svg"))
-    drawing = _Drawing.of(definition)
+    drawing = _Drawing.of(check.instance("definition", definition, Definition, "a Definition"))
     if format == "dot":
         return _dot(drawing)
     return _mermaid(drawing) if format == "mermaid" else _svg(drawing)

@@ -16,7 +16,7 @@ def load(definition: Definition) -> State:
     Environment, directory and so on are not part of a definition, so the state has none of them; what it is
     for is known where its vertex says so.
     """
-    check.of_type("definition", (definition,), Definition, "a Definition")
+    check.instance("definition", definition, Definition, "a Definition")
     head = definition.head
     if head is None:
         return State()

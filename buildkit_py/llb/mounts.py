@@ -56,6 +56,8 @@ class Mount:
             raise InvalidOption("Mount(target='/'): the root is the state that run() is called on")
         if self.is_tmpfs and self.cache_id:
             raise InvalidOption(f"Mount(is_tmpfs=True, cache_id={self.cache_id!r}): expected one of them")
+        if self.cache_sharing != "shared" and not self.cache_id:
+            raise InvalidOption(f"Mount(cache_sharing={self.cache_sharing!r}): needs cache_id")
         if self.tmpfs_size and not self.is_tmpfs:
             raise InvalidOption(f"Mount(tmpfs_size={self.tmpfs_size}): needs is_tmpfs=True")
         if self.is_tmpfs and self.source is not None and self.source.output is not None:
@@ -117,7 +119,7 @@ class Secret:
     def __post_init__(self) -> None:
         check.filled("Secret(id)", self.id)
         if self.env is not None:
-            check.filled("Secret(env)", self.env, "name of an environment variable")
+            check.variables("Secret(env)", [(self.env, "")])
         if self.target is not None:
             check.path("Secret(target)", self.target)
         elif self.env is None:
@@ -141,7 +143,8 @@ class SSH:
 
     def __post_init__(self) -> None:
         check.text("SSH(id)", self.id)
-        check.text("SSH(target)", self.target)
+        if check.text("SSH(target)", self.target):
+            check.path("SSH(target)", self.target)
         _check_file("SSH", self.uid, self.gid, self.mode, self.optional)
 
 

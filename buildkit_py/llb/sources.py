@@ -19,16 +19,18 @@ from buildkit_py.llb.vertex import Settings, VertexOptions, settings
 from buildkit_py.reference import Reference
 
 ResolveMode = Literal["default", "pull", "local"]
+RecordType = Literal["regular", "internal", "frontend"]
 Differ = Literal["none", "metadata"]
 
 _RESOLVE_MODES = ("default", "pull", "local")
+_RECORD_TYPES = ("regular", "internal", "frontend")
 
 
 def image(
     ref: str,
     *,
     resolve_mode: ResolveMode = "default",
-    internal: bool = False,
+    record_type: RecordType | None = None,
     layer_limit: int | None = None,
     checksum: Digest | str | None = None,
     digest: Digest | str | None = None,
@@ -37,11 +39,11 @@ def image(
 ) -> State:
     """The filesystem of an image; ``alpine`` means docker.io/library/alpine:latest.
 
-    resolve_mode "pull" asks the registry each time, "local" prefers what the daemon has. internal marks an
-    image that is part of the build's machinery. Of layer_limit the lowest layers are taken. checksum is what
-    the manifest must have. Nothing is fetched here: whoever has looked the image up gives its digest, which
-    then stands in the reference unless one does already, and its config, whose environment, working directory
-    and platform the state then has.
+    resolve_mode "pull" asks the registry each time, "local" prefers what the daemon has. record_type is how the
+    daemon's cache lists it: "internal" and "frontend" are the build's machinery. Of layer_limit the lowest layers
+    are taken. checksum is what the manifest must have. Nothing is fetched here: whoever has looked the image up
+    gives its digest, which then stands in the reference unless one does already, and its config, whose
+    environment, working directory and platform the state then has.
     """
     name = _reference("ref", ref)
     name = name.with_default_tag()
@@ -53,8 +55,8 @@ def image(
         attrs["image.resolvemode"] = resolve_mode
         if resolve_mode == "pull":
             caps.append("source.image.resolvemode")
-    if check.boolean("internal", internal):
-        attrs["image.recordtype"] = "internal"
+    if record_type is not None:
+        attrs["image.recordtype"] = check.choice("record_type", record_type, _RECORD_TYPES)
     if layer_limit is not None:
         attrs["image.layerlimit"] = str(check.integer("layer_limit", layer_limit, (1, check.INT32[1])))
         caps.append("source.image.layerlimit")
@@ -145,6 +147,10 @@ def git(
     bundle_session_id: str = "",
     bundle_store_id: str = "",
     checkout_bundle: bool = False,
+    signature_public_key: str = "",
+    reject_expired_keys: bool = False,
+    require_signed_tag: bool = False,
+    ignore_signed_tag: bool = False,
     **options: Unpack[VertexOptions],
 ) -> State:
     """The work tree of a repository: an http, https, ssh or git URL, ``user@host:path``, or one without scheme.
@@ -152,28 +158,31 @@ def git(
     ref is a branch, tag or commit, subdir a directory of the tree; fragment is both in the old form
     ``ref:subdir``. Query and fragment of the URL itself are left out. The two auth secrets are the ids of the
     session's secrets that are tried for http(s); known_ssh_hosts are lines of a known_hosts file, which ssh
-    fails without, and mount_ssh_sock is the id of the agent. checksum is the commit that ref must be;
-    fetch_by_commit fetches it without asking what ref is. bundle is a blob to take the history from, and
-    checkout_bundle makes a bundle instead of a work tree.
+    fails without, and mount_ssh_sock is the id of the agent. checksum is the commit that ref must be, or the
+    start of it; fetch_by_commit fetches it without asking what ref is. bundle is a blob to take the history from,
+    and checkout_bundle makes a bundle instead of a work tree. With signature_public_key, an armoured OpenPGP key or
+    a line of an OpenSSH one, the tag or else the commit must be signed by it; the next three options say what counts.
     """
     is_ssh, host, path, remote = _parse_git_url(check.filled("url", url))
     old_ref, colon, old_subdir = check.text("fragment", fragment).partition(":")
     ref = check.text("ref", ref) or old_ref
+    if ref.startswith("-"):
+        raise check.fail("ref", ref, "a branch, tag or commit")
     subdir = check.text("subdir", subdir) or (join("/", old_subdir)[1:] if colon else "")
     identifier = f"git://{host}{join('/', path)}"
     if ref or subdir:
         identifier += f"#{ref}" + (f":{subdir}" if subdir else "")
     attrs = {"git.fullurl": remote}
     caps = ["source.git", "source.git.fullurl"]
-    secrets = {"git.authtokensecret": auth_token_secret, "git.authheadersecret": auth_header_secret}
-    defaults = {"git.authtokensecret": "GIT_AUTH_TOKEN", "git.authheadersecret": "GIT_AUTH_HEADER"}
-    for attr, secret in secrets.items():
-        if secret is None:
-            attrs[attr] = defaults[attr]
-        else:
-            if check.text(attr.removeprefix("git."), secret):
-                attrs[attr] = secret
-            caps.append("source.git.httpauth")
+    secrets = {
+        "git.authtokensecret": "GIT_AUTH_TOKEN" if auth_token_secret is None else auth_token_secret,
+        "git.authheadersecret": "GIT_AUTH_HEADER" if auth_header_secret is None else auth_header_secret,
+    }
+    check.text("auth_token_secret", secrets["git.authtokensecret"])
+    check.text("auth_header_secret", secrets["git.authheadersecret"])
+    attrs |= {attr: secret for attr, secret in secrets.items() if secret}
+    if any(secrets.values()) and (auth_token_secret is not None or auth_header_secret is not None):
+        caps.append("source.git.httpauth")
     lines = check.texts("known_ssh_hosts", known_ssh_hosts)
     check.text("mount_ssh_sock", mount_ssh_sock)
     if is_ssh:
@@ -181,14 +190,6 @@ def git(
             attrs["git.knownsshhosts"] = "".join([line.removesuffix("\n") + "\n" for line in lines])
         attrs["git.mountsshsock"] = mount_ssh_sock or "default"
         caps += ["source.git.knownsshhosts", "source.git.mountsshsock"]
-    if checkout_bundle and (keep_git_dir or subdir):
-        raise InvalidOption("checkout_bundle=True: excludes keep_git_dir and subdir")
-    if bundle and not checksum:
-        raise InvalidOption(f"bundle={bundle!r}: needs checksum, the commit to take from it")
-    if bundle and not bundle.startswith(("docker-image+blob://", "oci-layout+blob://")):
-        raise check.fail("bundle", bundle, "docker-image+blob://... or oci-layout+blob://...")
-    if (bundle_session_id or bundle_store_id) and not bundle:
-        raise InvalidOption("bundle_session_id, bundle_store_id: need bundle")
     flags = {
         "keepgitdir": ("keep_git_dir", keep_git_dir),
         "skipsubmodules": ("skip_submodules", skip_submodules),
@@ -207,6 +208,33 @@ def git(
             attrs[f"git.{attr}"] = word
             caps.append(f"source.git.{attr}")
     attrs |= _store("bundle_", bundle_session_id, bundle_store_id)
+    if checksum and not _HEX.fullmatch(checksum):
+        raise check.fail("checksum", checksum, "a commit, in hexadecimal digits")
+    if fetch_by_commit and not _COMMIT.fullmatch(checksum or ref):
+        raise InvalidOption("fetch_by_commit=True: needs a whole commit as checksum or ref")
+    if checkout_bundle and (keep_git_dir or subdir):
+        raise InvalidOption("checkout_bundle=True: excludes keep_git_dir and subdir")
+    if bundle:
+        _check_bundle(bundle)
+        if not checksum:
+            raise InvalidOption(f"bundle={bundle!r}: needs checksum, the commit to take from it")
+    elif bundle_session_id or bundle_store_id:
+        raise InvalidOption("bundle_session_id, bundle_store_id: need bundle")
+    signed = {
+        "rejectexpired": ("reject_expired_keys", reject_expired_keys),
+        "requiresignedtag": ("require_signed_tag", require_signed_tag),
+        "ignoresignedtag": ("ignore_signed_tag", ignore_signed_tag),
+    }
+    for attr, (argument, flag) in signed.items():
+        if check.boolean(argument, flag):
+            if not signature_public_key:
+                raise InvalidOption(f"{argument}=True: needs signature_public_key")
+            attrs[f"git.sig.{attr}"] = "true"
+    if require_signed_tag and ignore_signed_tag:
+        raise InvalidOption("require_signed_tag=True, ignore_signed_tag=True: expected one of them")
+    if check.text("signature_public_key", signature_public_key):
+        attrs["git.sig.pubkey"] = signature_public_key
+        caps.append("source.git.signatureverify")
     return _state(SourceOp(identifier, attrs, settings(options), caps))
 
 
@@ -249,11 +277,12 @@ def http(
         if value:
             attrs[f"http.header.{name}"] = value
             caps.append("source.http.header")
-    if check.text("signature_public_key", signature_public_key):
-        attrs["http.sig.pubkey"] = signature_public_key
-        caps.append("source.http.signatureverify")
-    if check.text("signature", signature):
-        attrs["http.sig.signature"] = signature
+    check.text("signature", signature)
+    check.text("signature_public_key", signature_public_key)
+    if bool(signature) != bool(signature_public_key):
+        raise InvalidOption("signature, signature_public_key: expected both of them or none")
+    if signature:
+        attrs |= {"http.sig.signature": signature, "http.sig.pubkey": signature_public_key}
         caps.append("source.http.signatureverify")
     return _state(SourceOp(url, attrs, settings(options), caps))
 
@@ -315,6 +344,14 @@ def _blob(scheme: str, ref: str, attrs: Mapping[str, str], given: Settings) -> S
     return _state(SourceOp(f"{scheme}://{name}", attrs, given, ["source.imageblob"]))
 
 
+def _check_bundle(bundle: str) -> None:
+    """Raise InvalidOption unless it names a blob."""
+    scheme, separator, name = bundle.partition("://")
+    digest = name.rpartition("@")[2] if separator and scheme in {"docker-image+blob", "oci-layout+blob"} else ""
+    if not _SHA256.fullmatch(digest):
+        raise check.fail("bundle", bundle, "docker-image+blob://...@sha256:... or oci-layout+blob://...@sha256:...")
+
+
 def _reference(argument: str, ref: str) -> Reference:
     try:
         return Reference.parse_normalized(check.filled(argument, ref))
@@ -354,6 +391,9 @@ def _json(items: Iterable[str]) -> str:
     return text
 
 
+_HEX = re.compile("[0-9a-fA-F]+")
+_COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_SHA256 = re.compile("sha256:[0-9a-f]{64}")
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
 _SCP = re.compile(r"([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):(.*?)(?:\?(.*?))?(?:#(.*))?")
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")

@@ -240,7 +240,7 @@ class State(StateBase):
                 values.cgroup_parent if cgroup_parent is None else check.text("cgroup_parent", cgroup_parent)
             ),
             valid_exit_codes=_exit_codes(valid_exit_codes),
-            proxy=None if proxy is None else check.of_type("proxy", (proxy,), Proxy, "a Proxy")[0],
+            proxy=None if proxy is None else check.instance("proxy", proxy, Proxy, "a Proxy"),
             devices=check.of_type("devices", named_devices, Device, "a Device or its name"),
         )
         named = [Secret(item) if isinstance(item, str) else item for item in check.several("secrets", secrets)]

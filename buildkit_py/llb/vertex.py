@@ -75,7 +75,7 @@ class SourceFile:
         check.text("SourceFile(language)", self.language)
         if self.state is not None:
             is_state("SourceFile(state)", self.state)
-        check.of_type("SourceFile(data)", (self.data,), bytes, "bytes")
+        check.instance("SourceFile(data)", self.data, bytes, "bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class Location:
     ranges: tuple[Range, ...]
 
     def __post_init__(self) -> None:
-        check.of_type("Location(source)", (self.source,), SourceFile, "a SourceFile")
+        check.instance("Location(source)", self.source, SourceFile, "a SourceFile")
         object.__setattr__(self, "ranges", check.of_type("Location(ranges)", self.ranges, Range, "a Range"))
 
 
@@ -277,10 +277,10 @@ def _metadata(options: CallOptions) -> Metadata:
         description[CUSTOM_NAME] = check.text("custom_name", options["custom_name"])
     group, resources = options.get("progress_group"), options.get("resources")
     if group is not None:
-        check.of_type("progress_group", (group,), ProgressGroup, "a ProgressGroup")
+        check.instance("progress_group", group, ProgressGroup, "a ProgressGroup")
         check.filled("progress_group.id", group.id)
     if resources is not None:
-        check.of_type("resources", (resources,), LinuxResources, "LinuxResources")
+        check.instance("resources", resources, LinuxResources, "LinuxResources")
     metadata = Metadata(
         ignore_cache=check.boolean("ignore_cache", options.get("ignore_cache", False)),
         description=tuple(description.items()),

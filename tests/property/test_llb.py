@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from buildkit_py import llb
 from buildkit_py.errors import BuildKitError
+from tests.support.llb_arguments import FILES, FOR_A_PLATFORM, OPTIONS, SUBJECTS, VERTEXES, Argument
 
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
 
@@ -129,6 +131,92 @@ def test_a_change_changes_what_is_downstream_and_no_more(plan: tuple[Node, ...],
     old, new = {v.digest for v in before.vertexes}, {v.digest for v in after.vertexes}
     assert old - new == touched
     assert new - old == downstream(after, own(after, "changed"))
+
+
+def surrounded(state: llb.State, seed: str) -> llb.State:
+    """A random graph over the state and what arguments are made of, all of which is needed for the result."""
+    source = random.Random(seed)
+    kinds = ["run", "mount", "mkfile", "copy", "merge", "diff", "requires"]
+    states = [*FILES, state]
+    for number in range(12):
+        given = source.sample(states, k=source.randint(1, 2))
+        states.append(make(Node(source.choice(kinds), f"w{number:02}", (0,)), given))
+    return llb.merge(*states)
+
+
+def changed(subject: str, argument: Argument, name: str) -> tuple[llb.State, llb.State]:
+    """A vertex with the one value of an argument, and with the other."""
+    described = SUBJECTS[subject]
+    made = [described.call(**{**described.needs, **argument.beside, name: value}) for value in argument.values]
+    first, second = [state.run(["after"]) if argument.carried else state for state in made]
+    return first, second
+
+
+def changes_what_is_downstream(first: llb.State, second: llb.State, *, digested: bool, seed: str) -> None:
+    """Or, of what is no part of a vertex, no digest, but what is said of the vertex."""
+    before, after = marshal(surrounded(first, seed)), marshal(surrounded(second, seed))
+    old, new = {v.digest for v in before.vertexes}, {v.digest for v in after.vertexes}
+    assert before != after
+    if not digested:
+        assert old == new
+        return
+    heads = [marshal(state).head for state in (first, second)]
+    own, other = [{head.digest} for head in heads if head is not None]
+    assert own != other
+    assert old - new == downstream(before, own)
+    assert new - old == downstream(after, other)
+
+
+ARGUMENTS = [(subject, name) for subject, d in SUBJECTS.items() if d.makes_vertexes for name in d.arguments]
+
+
+@pytest.mark.parametrize(("subject", "name"), ARGUMENTS)
+def test_each_argument_changes_what_is_downstream_and_no_more(subject: str, name: str) -> None:
+    argument = SUBJECTS[subject].arguments[name]
+    first, second = changed(subject, argument, name)
+    changes_what_is_downstream(first, second, digested=argument.digested, seed=f"{subject} {name}")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("subject", VERTEXES)
+def test_each_option_of_each_vertex_does_so_too(subject: str, name: str) -> None:
+    """Where something runs or is chosen by the platform, that is part of the vertex; elsewhere it has no effect."""
+    argument = OPTIONS[name]
+    first, second = changed(subject, argument, name)
+    if name == "platform" and subject not in FOR_A_PLATFORM:
+        # Only what runs on the result is told.
+        assert marshal(first) == marshal(second)
+        return
+    if name == "platform":
+        # What follows in the surroundings would inherit it.
+        first, second = llb.scratch().with_output(first), llb.scratch().with_output(second)
+    changes_what_is_downstream(first, second, digested=argument.digested, seed=f"{subject} {name}")
+
+
+@pytest.mark.parametrize("name", sorted(llb.CallOptions.__optional_keys__))
+def test_the_options_of_a_marshal_call_reach_the_vertexes_that_do_not_say_it_themselves(name: str) -> None:
+    local, own = llb.local("context"), llb.image("alpine", platform="linux/s390x")
+    state = llb.merge(local, own, llb.image("alpine").run(["true"], mounts=[llb.bind("/src", local)]))
+    options: list[Any] = [{"platform": "linux/amd64", "unique_id": "fixed", name: v} for v in OPTIONS[name].values]
+    before, after = [llb.marshal(state, **given) for given in options]
+    old, new = {v.digest for v in before.vertexes}, {v.digest for v in after.vertexes}
+    assert before != after
+    if name == "platform":
+        says = {v.digest for v in before.vertexes if v.platform and v.platform.architecture == "arm64"}
+        assert old - new == downstream(before, says)
+    elif name == "require":
+        assert not old & new
+    else:
+        assert old == new
+
+
+def test_the_id_of_a_build_reaches_its_local_directories_alone() -> None:
+    local, own = llb.local("context"), llb.local("context", unique_id="own")
+    state = llb.merge(own, llb.image("alpine"), own.mkdir("/a"), local.mkdir("/b"))
+    before, after = [llb.marshal(state, platform="linux/amd64", unique_id=value) for value in ("a", "b")]
+    (changed_source,) = [v.digest for v in before.vertexes if b"local.unique\x12\x01a" in v.data]
+    old, new = {v.digest for v in before.vertexes}, {v.digest for v in after.vertexes}
+    assert old - new == downstream(before, {changed_source})
 
 
 def downstream(definition: llb.Definition, digests: set[str]) -> set[str]:

@@ -80,7 +80,7 @@ VECTORS: dict[str, tuple[llb.State, str]] = {
         "6673bba42b18d74a94f3aa95f1862628dfc5682dc88952765fd317e18aeff566",
     ),
     "image options": (
-        llb.image("alpine", resolve_mode="pull", internal=True, layer_limit=2),
+        llb.image("alpine", resolve_mode="pull", record_type="internal", layer_limit=2),
         "aef7a83a2562de60a09d28c8dae6ae422989c86008428613c1ad482567730c9e",
     ),
     "words": (ALPINE.run("echo hi"), "0bca3f14b63ad1ebaad8b9557838b64ec46b4128f3a917db8a46634e370f6bfa"),
