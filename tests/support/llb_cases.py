@@ -18,14 +18,17 @@ from buildkit_py import llb
 from buildkit_py.errors import InvalidOption
 from buildkit_py.platforms import Platform
 
-GOLDEN = Path(os.environ.get("BUILDKIT_PY_GOLDEN") or Path(__file__).parents[1] / "data" / "golden")
+_DATA = Path(__file__).parents[1] / "data"
+GOLDEN = Path(os.environ.get("BUILDKIT_PY_GOLDEN") or _DATA / "golden")
+RANDOM = _DATA / "llb" / "go"
+"""Random graphs, in the same format; these are not replaced."""
 
 Data = dict[str, Any]
 
 
-def load_cases(folder: str, file: str = "cases.json") -> dict[str, Data]:
+def load_cases(folder: Path, file: str = "cases.json") -> dict[str, Data]:
     """Cases by name; none where the folder does not have the file."""
-    path = GOLDEN / folder / file
+    path = folder / file
     if not path.exists():
         return {}
     cases: list[Data] = json.loads(path.read_text(encoding="utf-8"))["cases"]
@@ -189,7 +192,7 @@ class Graph:
         ref = spec.pop("ref")
         arguments: Data = {}
         if spec.pop("record_type_internal", False):
-            arguments["internal"] = True
+            arguments["record_type"] = "internal"
         resolver = dict(spec.pop("resolver", None) or {})
         resolve_digest = spec.pop("resolve_digest", False) or resolver.pop("resolve_digest", False)
         if resolver:
@@ -212,24 +215,29 @@ class Graph:
     def _git(self, spec: Data, name: str) -> llb.State:
         if "sub_dir" in spec:
             spec["subdir"] = spec.pop("sub_dir")
-        return llb.git(spec.pop("url"), **spec, **self.options(spec.pop("constraints", {})))
+        options = self.options(spec.pop("constraints", {}))
+        return llb.git(spec.pop("url"), **spec, **options)
 
     def _http(self, spec: Data, name: str) -> llb.State:
         _file_info(spec)
         spec |= spec.pop("header", {})
-        return llb.http(spec.pop("url"), **spec, **self.options(spec.pop("constraints", {})))
+        options = self.options(spec.pop("constraints", {}))
+        return llb.http(spec.pop("url"), **spec, **options)
 
     def _oci_layout(self, spec: Data, name: str) -> llb.State:
         spec.pop("checksum", None)  # the Go client never writes it
-        return llb.oci_layout(spec.pop("ref"), **spec, **self.options(spec.pop("constraints", {})))
+        options = self.options(spec.pop("constraints", {}))
+        return llb.oci_layout(spec.pop("ref"), **spec, **options)
 
     def _image_blob(self, spec: Data, name: str) -> llb.State:
         _file_info(spec)
-        return llb.image_blob(spec.pop("ref"), **spec, **self.options(spec.pop("constraints", {})))
+        options = self.options(spec.pop("constraints", {}))
+        return llb.image_blob(spec.pop("ref"), **spec, **options)
 
     def _oci_layout_blob(self, spec: Data, name: str) -> llb.State:
         _file_info(spec)
-        return llb.oci_layout_blob(spec.pop("ref"), **spec, **self.options(spec.pop("constraints", {})))
+        options = self.options(spec.pop("constraints", {}))
+        return llb.oci_layout_blob(spec.pop("ref"), **spec, **options)
 
     # --- values
 

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from buildkit_py.errors import InvalidOption
 from buildkit_py.llb import Definition, load, marshal
-from tests.support.llb_cases import GOLDEN, build_definition, load_cases
+from tests.support.llb_cases import GOLDEN, RANDOM, Data, build_definition, load_cases
 
 pytestmark = pytest.mark.golden
 
-CASES = load_cases("llb")
-ERRORS = load_cases("llb", "errors.json")
-DOCKERFILES = {name: case for name, case in load_cases("dockerfile2llb").items() if "definition" in case}
+CASES = load_cases(GOLDEN / "llb")
+ERRORS = load_cases(GOLDEN / "llb", "errors.json")
+DOCKERFILES = {name: case for name, case in load_cases(GOLDEN / "dockerfile2llb").items() if "definition" in case}
+RANDOM_CASES = load_cases(RANDOM)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_graph_has_the_golden_bytes(name: str) -> None:
+    _has_the_bytes(CASES[name], GOLDEN / "llb")
+
+
+@pytest.mark.parametrize("name", RANDOM_CASES)
+def test_a_random_graph_has_the_bytes_of_the_go_client(name: str) -> None:
+    """Between them they have every option that the Go client has, in all its forms."""
+    _has_the_bytes(RANDOM_CASES[name], RANDOM)
+
+
+def _has_the_bytes(case: Data, folder: Path) -> None:
     """Digests first, since they say which vertex differs; then all the bytes."""
-    case = CASES[name]
-    expected = (GOLDEN / "llb" / case["definition"]["file"]).read_bytes()
+    expected = (folder / case["definition"]["file"]).read_bytes()
     definition = build_definition(case)
     assert [vertex.digest for vertex in definition.vertexes] == [
         vertex["digest"] for vertex in case["definition"].get("vertices", [])
@@ -77,7 +88,7 @@ def test_a_definition_of_a_dockerfile_survives_reading(name: str) -> None:
 
 def test_the_number_of_golden_cases(capsys: pytest.CaptureFixture[str]) -> None:
     """How many there are is said, so that an empty folder cannot pass for success."""
-    counts = (len(CASES), len(ERRORS), len(DOCKERFILES))
+    counts = (len(CASES), len(ERRORS), len(DOCKERFILES), len(RANDOM_CASES))
     with capsys.disabled():
-        print(f"\nllb golden cases: {counts[0]} graphs, {counts[1]} errors, {counts[2]} Dockerfiles")
+        print("\nllb golden cases: {} graphs, {} errors, {} Dockerfiles; {} random graphs".format(*counts))
     assert all(counts)
