@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetch the servers, emulators, peers and base files that demo, tests and benchmarks use.
 
-    fetch_servers.py [GROUP ...]      groups: daemon registry emulators images peers compat caches, or all
+    fetch_servers.py [GROUP ...]      groups: daemon registry ssh emulators images peers compat caches, or all
 
 Nearly everything comes from Debian's packages, with apt's own checks of signatures; the services for caches, which
 all leaves out as it does compat, come from npm. Nearly all of it is only unpacked,
@@ -34,6 +34,7 @@ CACHE = REPOSITORY / ".cache"
 PREFIX = Path(os.environ.get("BUILDKIT_PY_PREFIX") or CACHE / "prefix")
 APT = CACHE / "apt"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
+SYSTEM_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/bin"))
 
 ENGINE_SUITE = "forky"  # its docker.io needs no newer libc than Debian 12 has
 COMPAT_SUITE = "trixie"  # docker.io 26.1.5, an older BuildKit
@@ -43,7 +44,7 @@ ARCHITECTURES = ("amd64", "arm64", "armhf")
 # Of this machine; what runs here is fetched for it.
 NATIVE = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf"}.get(platform.machine(), "amd64")
 EMULATORS = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64", "armhf": "qemu-arm"}
-ALL = ("daemon", "registry", "emulators", "images", "peers")
+ALL = ("daemon", "registry", "ssh", "emulators", "images", "peers")
 
 # Stand-ins for S3 and Azure's blob storage, by which caches of daemons there are shown.
 CACHE_SERVICES = ("s3rver@3.7.1", "azurite@3.35.0")
@@ -118,6 +119,14 @@ def fetch_registry() -> None:
     if shutil.which("docker-registry") is None:
         packages = [Package("docker-registry", BASE_SUITE)]
         unpack("registry", packages, PREFIX, programs=("usr/bin/docker-registry",))
+
+
+def fetch_ssh() -> None:
+    """OpenSSH's server, for repositories that are reached over ssh, and its client, which the daemon runs."""
+    if shutil.which("sshd", path=SYSTEM_PATH) is None:
+        packages = [Package(name, BASE_SUITE) for name in ("openssh-server", "libwrap0")]
+        unpack("ssh", packages, PREFIX)
+    install({"ssh": "openssh-client", "git": "git"})
 
 
 def fetch_emulators() -> None:
@@ -203,6 +212,7 @@ def fetch_caches() -> None:
 GROUPS: dict[str, Callable[[], None]] = {
     "daemon": fetch_daemon,
     "registry": fetch_registry,
+    "ssh": fetch_ssh,
     "emulators": fetch_emulators,
     "images": fetch_images,
     "peers": fetch_peers,
@@ -256,8 +266,7 @@ def move_into(tree: Path, root: Path) -> None:
 
 def install(packages: dict[str, str]) -> None:
     """Install system packages whose programs are not on the PATH: {program: package}."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/bin"))
-    absent = [package for program, package in packages.items() if shutil.which(program, path=path) is None]
+    absent = [package for program, package in packages.items() if shutil.which(program, path=SYSTEM_PATH) is None]
     if not absent:
         return
     if shutil.which("apt-get") is None or os.geteuid() != 0:

@@ -22,6 +22,7 @@ _URL = re.compile(r"(?:https?|git|ssh)://|[A-Za-z0-9_-]+@[A-Za-z0-9.-]+:|github\
 _GIT_SSH = re.compile(r"ssh://|(?:git|[A-Za-z0-9_-]+)@[A-Za-z0-9.-]+:")
 _IMAGE = "docker-image://"
 _LAYOUT = "oci-layout://"
+_GITHUB = "github.com/"
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 
 Context: TypeAlias = "str | os.PathLike[str] | bytes | Readable | Replay | None"
@@ -157,11 +158,18 @@ def _add_named(found: DockerfileSources, name: str, value: str) -> None:
                 Reference.parse_normalized(value.removeprefix(_IMAGE))
             except InvalidReference as error:
                 raise InvalidOption(f"{option}: {error}") from error
-        found.attrs[f"context:{key}"] = value
+        definition = None
         if _is_file(value):
             # Frontends as of v0.25 take every URL here for that of a repository, and fail.
-            found.inputs[key] = _file(value, name)
-            found.attrs[f"context:{key}"] = f"input:{key}"
+            definition = _file(value, name)
+        elif _GIT_SSH.match(value):
+            value, definition = _over_ssh(value, name)
+        elif value.startswith(_GITHUB):
+            value = _with_scheme(value)
+        if definition is not None:
+            found.inputs[key] = definition
+            value = f"input:{key}"
+        found.attrs[f"context:{key}"] = value
     elif "://" in value:
         raise InvalidOption(
             f"{option}: unknown scheme in {value!r}; expected a directory, docker-image://, oci-layout:// or a URL"
@@ -185,6 +193,46 @@ def _file(url: str, name: str) -> bytes:
     parts = urlsplit(url)
     shown = f"[context {name}] {parts.scheme}://{parts.hostname}{parts.path}"
     return llb.marshal(llb.http(url, filename="context", custom_name=shown), source_map=False).to_bytes()
+
+
+def _with_scheme(url: str) -> str:
+    """A repository of GitHub as frontends know it by name, too."""
+    where, mark, fragment = url.partition("#")
+    return f"https://{where.removesuffix('/').removesuffix('.git')}.git{mark}{fragment}"
+
+
+def _over_ssh(url: str, name: str) -> tuple[str, bytes | None]:
+    """The URL of a repository as frontends know it by name, or the definition of it where there is no such form.
+
+    They know git@HOST:PATH alone, and learn the host's key when they first connect. For everything else its key has
+    to be known here. Source: moby/buildkit v0.32, frontend/dockerui/namedcontext.go.
+    """
+    from buildkit_py import llb
+    from buildkit_py.builder.knownhosts import known_hosts
+
+    where, mark, fragment = url.partition("#")
+    if not where.startswith("ssh://"):
+        if where.startswith("git@"):
+            return url, None
+        host, port = where.partition("@")[2].partition(":")[0], None
+    else:
+        try:
+            parts = urlsplit(where)
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise InvalidOption(f"build context {name}: {error}") from error
+        if parts.query:
+            raise InvalidOption(f"build context {name}: {url!r}: a query is not supported over ssh; use #REF:SUBDIR")
+        if parts.username == "git" and port in {None, 22} and not parts.password and ":" not in host:
+            return f"git@{host}:{parts.path}{mark}{fragment}", None
+    hosts = known_hosts(host, port)
+    if not hosts:
+        raise InvalidOption(
+            f"build context {name}: no known_hosts file has a key of {host}{f', port {port}' if port else ''}; connect "
+            "to it once (ssh), so that the key can be checked"
+        )
+    state = llb.git(where, fragment=fragment, known_ssh_hosts=hosts, custom_name=f"[context {name}] git over ssh")
+    return url, llb.marshal(state, source_map=False).to_bytes()
 
 
 def _layout_context(found: DockerfileSources, text: str, option: str) -> str:

@@ -15,6 +15,7 @@ _REFUSED = re.compile(
 )
 _HOST = re.compile(r"https?://([A-Za-z0-9.\-]+(?::\d+)?|\[[0-9A-Fa-f:]+\](?::\d+)?)/")
 _NO_PLATFORM = re.compile(r"(?:^|: )(\S+): failed to resolve source metadata for .*: no match for platform in manifest")
+_NO_AGENT = re.compile(r'no SSH key "([^"]+)" forwarded from the client')
 _NO_EXPORTER = re.compile(r'exporter "([a-z]+)" could not be found')
 _NO_CACHE_EXPORTER = re.compile(r'unknown cache exporter: "([^"]+)"')
 _NO_CACHE_IMPORTER = re.compile(r"unknown cache importer: (\S+)")
@@ -53,6 +54,8 @@ async def hint_for(
         return await _emulation_hint(platform, workers)
     if "string field contains invalid UTF-8" in error.message:
         return "this daemon does not take names that are not UTF-8; leave them out by a pattern in .dockerignore"
+    if found := _NO_AGENT.search(error.message):
+        return f"forward an agent (--ssh {found[1]}) or a key (--ssh {found[1]}=FILE)"
     if found := _NO_PLATFORM.search(error.message):
         wanted = "the daemon's platform" if platform is None else str(platform)
         return (

@@ -137,11 +137,60 @@ def test_what_is_an_archive(head: bytes, expected: bool) -> None:
     ],
 )
 def test_urls_are_the_daemons_business(url: str) -> None:
-    """As the context and by name; the Dockerfile is looked for in them, unless it is one of ours."""
-    checked = plan(BuildRequest(context=url, dockerfile="a/b", build_contexts={"other": url}))
-    assert checked.attrs["context"] == checked.attrs["context:other"] == url
+    """The Dockerfile is looked for in them, unless it is one of ours."""
+    checked = plan(BuildRequest(context=url, dockerfile="a/b"))
+    assert checked.attrs["context"] == url
     assert checked.attrs["filename"] == "a/b"
     assert not checked.directories
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://example.com/repo.git#main:sub", "https://example.com/repo.git#main:sub"),
+        ("git://example.com/repo", "git://example.com/repo"),
+        ("git@example.com:team/repo.git#v1", "git@example.com:team/repo.git#v1"),
+        ("ssh://git@example.com/team/repo.git#v1:sub", "git@example.com:/team/repo.git#v1:sub"),
+        ("ssh://git@example.com:22/repo", "git@example.com:/repo"),
+        ("github.com/moby/buildkit#master:frontend", "https://github.com/moby/buildkit.git#master:frontend"),
+        ("github.com/moby/buildkit.git", "https://github.com/moby/buildkit.git"),
+    ],
+)
+def test_repositories_by_name(context: Path, url: str, expected: str) -> None:
+    """In the one form of each that frontends know where they do not stand for the whole context."""
+    checked = plan(BuildRequest(context=context, build_contexts={"other": url}))
+    assert checked.attrs["context:other"] == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "fullurl", "identifier", "host"),
+    [
+        ("me@example.com:x/y.git#v1:sub", "me@example.com:x/y.git", "git://example.com/x/y.git#v1:sub", "example.com"),
+        ("ssh://git@e.com:2222/y#v1", "ssh://git@e.com:2222/y", "git://e.com:2222/y#v1", "[e.com]:2222"),
+        ("ssh://me@example.com/y", "ssh://me@example.com/y", "git://example.com/y", "example.com"),
+    ],
+)
+def test_repositories_that_frontends_do_not_know_by_name(
+    context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, fullurl: str, identifier: str, host: str
+) -> None:
+    """They become definitions, with the host's key as this user's ssh knows it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    request = BuildRequest(context=context, build_contexts={"other": url})
+    with pytest.raises(InvalidOption, match="build context other: no known_hosts file has a key of"):
+        plan(request)
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "known_hosts").write_text(f"elsewhere ssh-rsa AAAA\n{host},elsewhere ssh-ed25519 BBBB me\n")
+    checked = plan(request)
+    assert checked.attrs["context:other"] == "input:other"
+    definition = llb.Definition.parse(checked.inputs["other"])
+    (source,) = [
+        definition.op(digest).source
+        for digest in definition.walk()
+        if definition.op(digest).WhichOneof("op") == "source"
+    ]
+    assert source.identifier == identifier
+    assert source.attrs["git.fullurl"] == fullurl
+    assert source.attrs["git.knownsshhosts"] == f"{host} ssh-ed25519 BBBB\n"
 
 
 def test_a_dockerfile_of_ours_for_a_url(context: Path) -> None:
