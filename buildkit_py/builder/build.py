@@ -208,7 +208,12 @@ class _Run:
 
             async def attempt() -> tuple[SolveRequest, SolveResult]:
                 request = replace(first, ref=new_ref())  # a daemon knows each ref once
-                return request, await self._ask(request, own, platform)
+                try:
+                    return request, await self._ask(request, own, platform)
+                except SolveError as error:
+                    if receiving is None or receiving.failure is None:
+                        raise
+                    raise receiving.failure from error
 
             # What came to this machine by a solve that failed stays with it.
             request, result = await self._attempts.first(attempt, may_repeat=bool(pushes) and receiving is None)

@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from buildkit_py.cli import signals
 from buildkit_py.errors import (
@@ -23,6 +23,9 @@ from buildkit_py.errors import (
     InvalidPlatform,
     InvalidReference,
 )
+
+if TYPE_CHECKING:
+    from io import TextIOWrapper
 
 _INTERRUPTED = 130
 _USAGE_ERRORS = (InvalidAddress, InvalidDigest, InvalidOption, InvalidPlatform, InvalidReference)
@@ -76,6 +79,7 @@ class _CommandModule(Protocol):
 def entry() -> NoReturn:
     """Console script."""
     signals.install()
+    _open_streams()
     gc.disable()  # until the command runs: what is imported is there to stay
     code = main()
     # All has been cleared. A thread may still wait for a disk or a name server; the user does not. Nor for the
@@ -89,7 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace()
     try:
         parser, modules, rest = _parser(words)
-        parser.parse_args(words[: len(words) - len(rest)], args)
+        _, unknown = parser.parse_known_args(words[: len(words) - len(rest)], args)
+        if unknown:
+            command = f"{parser.prog} {args.command}"
+            parser.exit(
+                2, f"error: unrecognized arguments: {' '.join(unknown)}; {command} --help shows what it takes\n"
+            )
         args.rest = tuple(rest[1:])
         if not gc.isenabled():  # as entry() has it
             gc.freeze()
@@ -171,7 +180,26 @@ def _report(error: BaseException, *, logs_shown: bool) -> None:
         _say(f"error: unexpected {type(error).__name__}: {error}; --debug shows where. Please report it as a bug")
 
 
+def _open_streams() -> None:
+    """Make all three streams usable; those that were closed before we began read nothing, and refuse a result.
+
+    Otherwise the next socket would get the number of a stream, and whatever is printed would go there.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # the lowest number that is free, which is this one
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # for the life of the process
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    # What the encoding of the locale lacks is no reason to fail.
+    cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")
+
+
 def _say(text: str) -> None:
+    """Print to stderr what may come from strangers, without what a terminal would act upon."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):  # nobody reads it any more

@@ -14,6 +14,7 @@ from functools import partial
 from buildkit_py.cli.connection import open_client
 from buildkit_py.client import Client
 from buildkit_py.errors import InvalidOption
+from buildkit_py.progress.text import clean_name
 from buildkit_py.records import UsageRecord
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -163,6 +164,8 @@ def _totals(records: Sequence[UsageRecord]) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns, without what a terminal would act upon: descriptions come from the Dockerfiles of strangers."""
+    rows = [[clean_name(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return [
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -173,7 +173,11 @@ async def _first_ready(
     if len(attempts) == 1:
         where, why = attempts[0]
         raise ConnectFailed(f"cannot connect to {where}: {why}", attempts)
-    raise ConnectFailed(f"no BuildKit daemon found; looked at:{describe_attempts(attempts)}", attempts)
+    raise ConnectFailed(
+        f"no BuildKit daemon found; looked at:{describe_attempts(attempts)}\n"
+        "Name one in $BUILDKIT_HOST; `buildkit-py daemon start` starts one, and prints what to set it to",
+        attempts,
+    )
 
 
 @contextlib.asynccontextmanager

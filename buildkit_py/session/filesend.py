@@ -69,6 +69,8 @@ class FileSend:
 
     def __init__(self, targets: Mapping[int, Target]) -> None:
         self.targets = MappingProxyType(dict(targets))
+        self.failure: ExportError | None = None
+        """What the disk did to an export; the daemon may tell less of it, or nothing."""
 
     def methods(self) -> Mapping[str, Handler]:
         return {DIFF_COPY: self._diff_copy}
@@ -84,8 +86,12 @@ class FileSend:
             else:
                 await _receive_stream(call, target)
         except OSError as error:
-            where = "" if error.filename is None else f" {printable(os.fsdecode(error.filename))!r}"
-            raise CallError(Code.UNKNOWN, f"cannot write{where}: {error.strerror or error}") from error
+            named = error.filename
+            if named is None and isinstance(target, DirectoryTarget | FileTarget):
+                named = target.path  # a write does not say where
+            where = "" if named is None else f" {printable(os.fsdecode(named))!r}"
+            self.failure = ExportError(f"cannot write{where}: {error.strerror or error}")
+            raise CallError(Code.UNKNOWN, str(self.failure)) from error
 
 
 def _exporter_id(metadata: Sequence[tuple[str, str]]) -> int:

@@ -398,6 +398,30 @@ def test_no_daemon(cli: CommandLine, scratch: Path, tmp_path: Path) -> None:
     assert "  unix:///run/buildkit/buildkitd.sock: there is no such socket" in places
     assert f"  unix://{tmp_path}/buildkit/buildkitd.sock: there is no such socket" in places
     assert f"  docker://{tmp_path}/docker.sock: there is no such socket" in places
+    assert "`buildkit-py daemon start`" in places[-1]
+
+
+def test_a_disk_that_is_full(cli: CommandLine, tmp_path: Path) -> None:
+    """Said of every kind of file, with the place; whatever the daemon makes of it. Nothing is left."""
+    context = dockerfile(tmp_path / "context", "FROM scratch", "COPY big /")
+    (context / "big").write_bytes(os.urandom(4 << 20))
+    full = tmp_path / "full"
+    full.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(full)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("cannot mount a small file system")
+    try:
+        for output in (
+            "type=oci,dest={}/layout.tar",
+            "type=oci,dest={}/layout/",
+            "type=tar,dest={}/tree.tar",
+            "{}/tree",
+        ):
+            done = cli("build", context, "--progress", "quiet", "-o", output.format(full))
+            refused(done, 1, f"{full}/", "No space left on device")
+            assert list(full.iterdir()) == []
+    finally:
+        subprocess.run(["umount", full], check=True)
 
 
 async def test_certificates(cli: CommandLine, scratch: Path, free_port: int, tmp_path: Path) -> None:

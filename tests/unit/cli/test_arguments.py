@@ -100,6 +100,8 @@ def test_words_that_no_command_takes(words: list[str], needle: str, capsys: pyte
     assert line.startswith("error: ")
     assert needle in line
     assert line.endswith(" --help shows what it takes")
+    known = words[:1] if words and words[0] in COMMANDS else []
+    assert "; " + " ".join(["buildkit-py", *known]) in line
 
 
 @pytest.mark.parametrize(
