@@ -152,12 +152,13 @@ def run_registry(
     cache_of: str = "",
     client_ca: Path | None = None,
     prefix: str = "",
+    deletes: bool = True,
 ) -> Generator[Registry]:
     """A registry with its data below folder; Unavailable where there is no docker-registry.
 
     token holds the settings of authentication by a token server. With access_log its log has a line for each request.
     cache_of is the URL of a registry that it pulls through, client_ca the authority of those that it talks to, prefix
-    the path that stands before its /v2/.
+    the path that stands before its /v2/, deletes whether manifests may be deleted.
     """
     binary = find_registry()
     if binary is None:
@@ -182,7 +183,7 @@ def run_registry(
         "log": {"level": "info", "accesslog": {"disabled": not access_log}},  # info: the port is told at that level
         "storage": {
             "filesystem": {"rootdirectory": str(folder / "data")},
-            "delete": {"enabled": True},
+            "delete": {"enabled": deletes},
             "maintenance": {"uploadpurging": {"enabled": False}},
         },
         "http": http,
