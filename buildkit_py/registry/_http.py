@@ -38,6 +38,8 @@ from buildkit_py.registry.config import RegistryConfig, RetryPolicy, Timeouts, i
 Response: TypeAlias = requests.Response
 T = TypeVar("T")
 
+CONNECTIONS = 32
+"""Kept to each host while they are idle."""
 CHUNK_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 4 << 20
 """Limit of an answer held in memory; the registry's own word on its size is not trusted."""
@@ -249,7 +251,7 @@ class Transport:
         *,
         timeouts: Timeouts,
         retry: RetryPolicy,
-        connections: int = 32,
+        connections: int = CONNECTIONS,
         wait: Callable[[Operation, float], None] = Operation.wait,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,

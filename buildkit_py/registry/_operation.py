@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -90,6 +90,32 @@ class Operation:
             self._socket = sock
             if sock is not None and self._ended.is_set():
                 _shut_down(sock)
+
+
+class Turns:
+    """Things that one thread does at a time, by name."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken: set[str] = set()
+
+    @contextlib.contextmanager
+    def take(self, name: str, operation: Operation) -> Generator[bool]:
+        """Wait for the thing, and have it to oneself; yields whether somebody else had it."""
+        waited = False
+        with self._changed:
+            while name in self._taken:
+                waited = True
+                # In steps, so that whoever waits here can still be cancelled.
+                self._changed.wait(0.2)
+                operation.check()
+            self._taken.add(name)
+        try:
+            yield waited
+        finally:
+            with self._changed:
+                self._taken.discard(name)
+                self._changed.notify_all()
 
 
 def _shut_down(sock: socket.socket) -> None:

@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import re
-import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
@@ -29,8 +28,8 @@ from buildkit_py.errors import (
 from buildkit_py.oci import OCI_INDEX, Descriptor
 from buildkit_py.reference import Reference
 from buildkit_py.registry import _http
-from buildkit_py.registry._http import Origin, Response, Transport
-from buildkit_py.registry._operation import Operation
+from buildkit_py.registry._http import CONNECTIONS, Origin, Response, Transport
+from buildkit_py.registry._operation import Operation, Turns
 from buildkit_py.registry._oras import SUCCESS, OrasRegistry, RepositoryURLs, follow
 from buildkit_py.registry._referrers import entry_for, fallback_tag, listed, subject_of, with_entry, without_entry
 from buildkit_py.registry.auth import Authorizer, everything, merge_scopes, pull, push
@@ -96,21 +95,25 @@ class RegistryClient:
         config: RegistryConfig | None = None,
         timeouts: Timeouts | None = None,
         retry: RetryPolicy | None = None,
+        connections: int = CONNECTIONS,
         transport: Transport | None = None,
     ) -> None:
         """Without credentials those of docker are used, without config the settings of this machine.
 
-        A transport brings config, timeouts and retries with it.
+        So many idle connections are kept to a host. A transport brings config, timeouts, retries and connections with
+        it.
         """
         config = RegistryConfig.of_system() if config is None else config
         self._timeouts = timeouts or Timeouts()
-        self.transport = transport or Transport(config, timeouts=self._timeouts, retry=retry or RetryPolicy())
+        self.transport = transport or Transport(
+            config, timeouts=self._timeouts, retry=retry or RetryPolicy(), connections=connections
+        )
         store = config.credential_store(credentials or DockerCredentials())
         self._absent: dict[str, int] = {}
         """By repository: of how many blobs in a row it was asked, and had none."""
         self._listing: dict[str, bool] = {}
         """By repository: whether the registry lists referrers by itself."""
-        self._editing = threading.Lock()
+        self._turns = Turns()
         self._http = OrasRegistry(self.transport, Authorizer(self.transport, store))
 
     def close(self) -> None:
@@ -408,19 +411,26 @@ class RegistryClient:
     def _put_manifest(
         self, target: Reference, raw: bytes, media_type: str, digest: Digest, operation: Operation
     ) -> Response:
-        response = self.transport.retrying(
-            operation,
-            lambda: self._http.do_request(
-                self._http.url(target, RepositoryURLs.manifest_url),
-                "PUT",
-                headers={"Content-Type": media_type},
-                body=raw,
-                scopes=(push(target.path),),
-                repository=target.path,
-                expect=SUCCESS,
-                operation=operation,
-            ),
-        )
+        def once() -> Response:
+            try:
+                return self._http.do_request(
+                    self._http.url(target, RepositoryURLs.manifest_url),
+                    "PUT",
+                    headers={"Content-Type": media_type},
+                    body=raw,
+                    scopes=(push(target.path),),
+                    repository=target.path,
+                    expect=SUCCESS,
+                    operation=operation,
+                )
+            except RegistryError as error:
+                # Distribution on a file system, when somebody else pushes a blob of the manifest to the repository at
+                # this moment: its link there is empty while it is written. A blob that is missing has one code alone.
+                if error.status == 400 and set(error.codes) > {"MANIFEST_BLOB_UNKNOWN"}:
+                    error.retryable = True
+                raise
+
+        response = self.transport.retrying(operation, once)
         told = _digest_header(response)
         if told is not None and told.algorithm == digest.algorithm and told != digest:
             raise InvalidDigest(f"{target}: the registry stored {told}, {digest} was sent")
@@ -557,7 +567,8 @@ class RegistryClient:
         Registries have no locks: another client that writes at the same time may undo it.
         """
         tag = reference.with_tag(fallback_tag(subject))
-        with self._edit_turn(operation):
+        # One at a time in this client, which would otherwise collide with itself.
+        with self._turns.take(str(tag), operation):
             for attempt in range(1, _MAX_EDITS + 1):
                 before, entries = self._referrers_of_tag(reference, subject, operation)
                 if is_done({entry.digest for entry in entries}):
@@ -574,17 +585,6 @@ class RegistryClient:
             host=reference.api_host,
             repository=reference.path,
         )
-
-    @contextlib.contextmanager
-    def _edit_turn(self, operation: Operation) -> Generator[None]:
-        """One at a time in this client, which would otherwise collide with itself."""
-        # In steps, so that whoever waits here can still be cancelled.
-        while not self._editing.acquire(timeout=0.2):
-            operation.check()
-        try:
-            yield
-        finally:
-            self._editing.release()
 
     def _has_blob(self, reference: Reference, digest: Digest, scope: str, operation: Operation) -> bool:
         response = self._http.do_request(
@@ -610,9 +610,16 @@ class RegistryClient:
         if source is not None and source.path == reference.path:
             source = None
         target = reference.with_digest(descriptor.digest)
-        return self.transport.retrying(
-            operation, lambda: self._push_once(target, descriptor, open_content, source, operation)
-        )
+        with self._turns.take(f"{target.name}@{target.digest}", operation) as waited:
+            return self.transport.retrying(
+                operation,
+                lambda: (
+                    # Somebody else has just seen to it, unless that failed.
+                    Transfer.PRESENT
+                    if waited and self._has_blob(target, descriptor.digest, push(target.path), operation)
+                    else self._push_once(target, descriptor, open_content, source, operation)
+                ),
+            )
 
     def _push_once(
         self,

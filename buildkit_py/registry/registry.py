@@ -61,6 +61,8 @@ class Registry:
         self._config = RegistryConfig.of_system() if config is None else config
         self._timeouts = timeouts or Timeouts()
         self._retry = retry or RetryPolicy()
+        # A copy uses two at a time. More idle ones than are kept would be closed, and opened again.
+        self._connections = 2 * concurrency
         self._workers = Workers(concurrency, name="registry")
         self._opening = threading.Lock()
         self._client: RegistryClient | None = None
@@ -248,5 +250,6 @@ class Registry:
                     config=self._config,
                     timeouts=self._timeouts,
                     retry=self._retry,
+                    connections=self._connections,
                 )
             return self._client

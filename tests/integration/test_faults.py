@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 
 from buildkit_py import BuildRequest, ExporterSpec, StatusUpdate, build, connect
@@ -19,6 +16,7 @@ from buildkit_py.client import new_ref
 from buildkit_py.errors import BuildKitError, ConnectionLost, NotFound, RegistryError, SolveError
 from buildkit_py.registry import Registry
 from tests.support import images
+from tests.support.leftovers import nothing_left_behind
 from tests.support.proxy import proxy_to
 from tests.support.servers import PrivateDaemon
 from tests.support.servers import Registry as RegistryServer
@@ -26,34 +24,6 @@ from tests.support.servers import Registry as RegistryServer
 pytestmark = pytest.mark.daemon
 
 WITHIN_SECONDS = 20
-GRPC_DESCRIPTORS = 8
-"""What gRPC opens for itself, a few at a time, and keeps for the next connection."""
-
-
-@asynccontextmanager
-async def nothing_left_behind(*folders: Path) -> AsyncGenerator[None, None]:
-    """No task, no descriptor, no file more than before, once the block has ended."""
-    process = psutil.Process()
-    watched = [Path(tempfile.gettempdir()), *folders]
-    before = (asyncio.all_tasks(), process.num_fds(), [sorted(os.listdir(folder)) for folder in watched])
-    yield
-    for _ in range(250):
-        # Transports close a moment after the call that ended them.
-        if asyncio.all_tasks() == before[0] and process.num_fds() <= before[1] + GRPC_DESCRIPTORS:
-            break
-        await asyncio.sleep(0.02)
-    assert asyncio.all_tasks() == before[0]
-    assert process.num_fds() <= before[1] + GRPC_DESCRIPTORS, _descriptors()
-    assert [sorted(os.listdir(folder)) for folder in watched] == before[2]
-
-
-def _descriptors() -> list[str]:
-    """What this process has open."""
-    found: list[str] = []
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.append(f"{fd}: {os.readlink(f'/proc/self/fd/{fd}')}")
-    return found
 
 
 class When:

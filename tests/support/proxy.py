@@ -11,16 +11,19 @@ _CHUNK = 1 << 14
 
 
 class Proxy:
-    """Forwards to one server on loopback. Bytes are counted towards the server."""
+    """Forwards to one server on loopback, and counts the bytes."""
 
     def __init__(self, target_port: int) -> None:
         self.port = 0
         self.connections = 0
         self.sent = 0
+        self.answered = 0
         self.cut_after: int | None = None
         """Reset every connection once this many bytes went to the server, and refuse new ones."""
         self.hold_after: int | None = None
         """Forward nothing more once this many bytes went to the server."""
+        self.hold_answers_after: int | None = None
+        """Hand on nothing more once this many bytes came from the server."""
         self.answer: Callable[[bytes], bytes | None] | None = None
         """Gets what is on its way to the server; what it returns is the answer instead, the last on its connection."""
         self.reached = asyncio.Event()
@@ -76,6 +79,11 @@ class Proxy:
                     self._cut()
                     return
                 if self.hold_after is not None and self.sent >= self.hold_after:
+                    self.reached.set()
+                    await self._held.wait()
+            else:
+                self.answered += len(data)
+                if self.hold_answers_after is not None and self.answered >= self.hold_answers_after:
                     self.reached.set()
                     await self._held.wait()
             sink.write(data)

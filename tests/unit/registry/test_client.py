@@ -34,6 +34,7 @@ from buildkit_py.registry._http import Transport, retry_after
 from buildkit_py.registry._operation import Operation
 from buildkit_py.registry.client import ACCEPT, MAX_MANIFEST_BYTES, RegistryClient
 from tests.support.fake_registry import Answer, FakeRegistry, Request, manifest_answer
+from tests.support.memory_registry import MemoryRegistry
 
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 # Odd spacing, escapes and an unknown field: nothing that a JSON library would write the same way again.
@@ -837,6 +838,58 @@ async def test_closing_ends_what_runs(fake: FakeRegistry) -> None:
         await task
     with pytest.raises(RegistryError, match="closed"):
         await registry.resolve(f"{fake.host}/a:v1")
+
+
+async def test_one_blob_pushed_many_times_at_once() -> None:
+    """It is sent once; whoever else wanted it waits, and those whose turn ends badly leave it to the next."""
+    with MemoryRegistry() as memory:
+        held, first = threading.Event(), threading.Event()
+
+        def hold(request: Request) -> Answer:
+            if not first.is_set():
+                first.set()
+                held.wait(10)
+                return Answer(status=500)
+            return memory.passing(request)
+
+        memory.on("PUT", r"/v2/a/blobs/uploads/[0-9]+", hold)
+        async with Registry(credentials=StaticCredentials({}), retry=RetryPolicy(attempts=1)) as registry:
+
+            def push() -> asyncio.Task[bool]:
+                what = descriptor_of(BLOB)
+                return asyncio.create_task(registry.push_blob(f"{memory.host}/a", what, lambda: io.BytesIO(BLOB)))
+
+            fails = push()
+            while not first.is_set():
+                await asyncio.sleep(0.01)
+            cancelled, *others = [push() for _ in range(6)]
+            elsewhere = registry.push_blob(f"{memory.host}/b", descriptor_of(BLOB), lambda: io.BytesIO(BLOB))
+            assert await elsewhere  # another repository is another thing
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            held.set()
+            with pytest.raises(RegistryError, match="500"):
+                await fails
+            assert sorted(await asyncio.gather(*others)) == [False] * 4 + [True]
+        sent = [request for request in memory.requests if request.method == "PUT" and "/v2/a/" in request.path]
+        assert len(sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "tried"), [(["DIGEST_INVALID", "MANIFEST_BLOB_UNKNOWN"], 2), (["MANIFEST_BLOB_UNKNOWN"] * 2, 1)]
+)
+def test_a_registry_that_loses_sight_of_a_blob(fake: FakeRegistry, bench: Bench, codes: list[str], tried: int) -> None:
+    """Distribution reads a link while another push writes it; a blob that is missing is no such thing."""
+    body = json.dumps({"errors": [{"code": code} for code in codes]}).encode()
+    fake.on("PUT", r".*", Answer(status=400, body=body), Answer(status=201))
+    with bench.client() as client:
+        if tried == 2:
+            client.push_manifest(f"{fake.host}/a", INDEX, INDEX_TYPE)
+        else:
+            with pytest.raises(RegistryError, match="MANIFEST_BLOB_UNKNOWN"):
+                client.push_manifest(f"{fake.host}/a", INDEX, INDEX_TYPE)
+    assert len(fake.requests) == tried
 
 
 def test_importing_the_package_is_cheap() -> None:
