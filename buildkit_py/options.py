@@ -13,6 +13,7 @@ from typing import TypeAlias
 from buildkit_py.errors import InvalidOption
 
 _EXPORTERS = frozenset({"image", "oci", "docker", "local", "tar", "registry", "cacheonly"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _CACHES = frozenset({"registry", "local", "inline", "gha", "s3", "azblob"})
 
 
@@ -48,7 +49,8 @@ class ExporterSpec:
     def parse(cls, text: str) -> ExporterSpec:
         """Read ``type=oci,dest=FILE`` or a bare destination; raise InvalidOption for anything else.
 
-        A bare path means ``type=local``, and ``-`` means ``type=tar,dest=-``. Source: docker buildx build -o.
+        A bare path means ``type=local``, and ``-`` means ``type=tar,dest=-``. An archive without ``dest`` goes to
+        standard output, unless an engine takes it. Source: docker buildx build -o.
         """
         fields = parse_fields(text, option="output")
         if len(fields) == 1 and fields[0][1] is None:
@@ -70,6 +72,8 @@ class ExporterSpec:
         dest = attrs.pop("dest", None)
         if dest == "":
             raise InvalidOption(f"output {text!r}: dest is empty")
+        if dest is None and (kind == "tar" or (kind == "oci" and attrs.get("tar") not in _FALSE)):
+            dest = "-"
         if kind == "registry":
             kind, attrs = "image", {"push": "true", **attrs}
         spec = cls(type=kind, attrs=MappingProxyType(attrs), dest=dest)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from buildkit_py.builder import BuildRequest
 from buildkit_py.builder.request import plan
 from buildkit_py.cli import flags
-from buildkit_py.cli.common import add_output_flags, add_solve_flags, common_fields, run_build
+from buildkit_py.cli.common import add_output_flags, add_solve_flags, add_switch, common_fields, run_build
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.progress import show_progress, shows_logs
 
@@ -30,7 +30,7 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     add("--build-context", action="append", default=[], metavar="NAME=VALUE", help="named context")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="label of the image")
     add("--no-cache-filter", action="append", default=[], metavar="STAGE", help="run the steps of a stage again")
-    add("--pull", action="store_true", help="ask for newer base images")
+    add_switch(parser, "--pull", help="ask for newer base images")
     add("--add-host", action="append", default=[], metavar="NAME:ADDRESS", help="line of the steps' hosts file")
     add("--network", default="default", metavar="MODE", help="network of the steps: default, host or none")
     add("--shm-size", default="0", metavar="SIZE", help="size of /dev/shm in the steps, such as 64m")
@@ -42,8 +42,11 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="ask about the build: check, outline or targets, with ,format=json if wanted",
     )
-    add("--check", action="store_true", help="short for --call=check")
+    add_switch(parser, "--check", help="short for --call=check")
     add_solve_flags(parser)
+    for name in ("--rm", "--force-rm", "--compress"):
+        # Of builders before BuildKit; scripts still have them, and what they ask for is so, or changes nothing.
+        add_switch(parser, name, help=argparse.SUPPRESS)
 
 
 async def execute(args: argparse.Namespace) -> int:
@@ -53,7 +56,7 @@ async def execute(args: argparse.Namespace) -> int:
         from buildkit_py.builder.streams import open_streams
 
         request = await open_streams(request)
-    if args.check or args.call != "build":
+    if args.check or args.call not in {"", "build"}:
         from buildkit_py.cli.call import CallSpec
 
         spec = CallSpec.parse("check" if args.check else args.call)
@@ -88,14 +91,14 @@ def _request(args: argparse.Namespace) -> BuildRequest:
     build_args = flags.build_args(args.build_arg, getattr(args, "addr", "") or "")
     return BuildRequest(
         context=args.context,
-        dockerfile=args.file,
+        dockerfile=args.file or None,
         platforms=flags.platforms(args.platform),
         target=args.target,
         build_args=build_args,
-        build_contexts=flags.pairs(args.build_context, "build-context"),
+        build_contexts=flags.pairs(flags.said(args.build_context), "build-context"),
         labels=flags.pairs(args.label, "label"),
-        no_cache_filter=args.no_cache_filter,
-        add_hosts=args.add_host,
+        no_cache_filter=flags.stages(args.no_cache_filter),
+        add_hosts=flags.hosts(args.add_host),
         network=args.network,
         shm_size=flags.size(args.shm_size, "--shm-size"),
         ulimits=args.ulimit,

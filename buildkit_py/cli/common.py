@@ -41,13 +41,24 @@ class CommonFields(TypedDict):
     allow: Sequence[str]
 
 
+def add_switch(parser: argparse.ArgumentParser, *names: str, help: str) -> None:
+    """A flag that is true when it is named, and takes ``=false`` and ``=true`` too; the last one counts."""
+    action = parser.add_argument(*names, action="store_true", help=help)
+    for words, value in ((flags.TRUE, True), (flags.FALSE, False)):
+        # Options of their own: one with an optional value would take the context for it.
+        spelt = [f"{name}={word}" for name in names for word in words]
+        parser.add_argument(
+            *spelt, dest=action.dest, action="store_const", const=value, default=False, help=argparse.SUPPRESS
+        )
+
+
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """Platforms, and where the result goes."""
     add = parser.add_argument
     add("-t", "--tag", action="append", default=[], metavar="REF", help="name to write; may be repeated")
     add("--platform", action="append", default=[], metavar="LIST", help="target platforms, comma-separated")
-    add("--push", action="store_true", help="push to every --tag")
-    add("--load", action="store_true", help="load into a docker engine")
+    add_switch(parser, "--push", help="push to every --tag")
+    add_switch(parser, "--load", help="load into a docker engine")
     add(
         *("-o", "--output"),
         action="append",
@@ -69,14 +80,15 @@ def add_solve_flags(parser: argparse.ArgumentParser) -> None:
     add("--allow", action="append", default=[], metavar="ENTITLEMENT", help="such as network.host")
     add("--cache-from", action="append", default=[], metavar="SPEC", help="cache to import")
     add("--cache-to", action="append", default=[], metavar="SPEC", help="cache to export")
-    add("--no-cache", action="store_true", help="run every step again")
+    add_switch(parser, "--no-cache", help="run every step again")
     add(
         "--progress",
         default="auto",
+        type=lambda text: text or "auto",
         choices=("auto", "plain", "tty", "rawjson", "quiet", "none"),
         help="how progress is shown on stderr (default: auto)",
     )
-    add("-q", "--quiet", action="store_true", help="no progress, the id of the image alone")
+    add_switch(parser, "-q", "--quiet", help="no progress, the id of the image alone")
     add("--metadata-file", metavar="FILE", help="write digests and figures as JSON")
     add("--iidfile", metavar="FILE", help="write the id of the image")
     add("--digest-file", metavar="FILE", help="write what was pushed, for imagetools create to join")
@@ -88,25 +100,25 @@ def common_fields(args: argparse.Namespace, *, cache_to: Sequence[str] = ()) -> 
         "tags": args.tag,
         "push": args.push,
         "load": args.load,
-        "outputs": [ExporterSpec.parse(text) for text in args.output],
-        "annotations": flags.pairs(args.annotation, "annotation"),
+        "outputs": [ExporterSpec.parse(text) for text in flags.said(args.output)],
+        "annotations": flags.pairs(flags.said(args.annotation), "annotation"),
         "attestations": flags.attestations(args.attest, args.provenance, args.sbom),
-        "record_provenance": flags.record_provenance() if args.metadata_file is not None else "",
+        "record_provenance": flags.record_provenance() if args.metadata_file else "",
         "no_cache": args.no_cache,
-        "cache_from": CacheSpec.parse_all(args.cache_from),
-        "cache_to": CacheSpec.parse_all([*args.cache_to, *cache_to]),
-        "secrets": [SecretSpec.parse(text) for text in args.secret],
-        "ssh": [SSHSpec.parse(text) for text in args.ssh],
-        "allow": args.allow,
+        "cache_from": CacheSpec.parse_all(flags.said(args.cache_from)),
+        "cache_to": CacheSpec.parse_all(flags.said([*args.cache_to, *cache_to])),
+        "secrets": [SecretSpec.parse(text) for text in flags.said(args.secret)],
+        "ssh": [SSHSpec.parse(text) for text in flags.said(args.ssh)],
+        "allow": flags.said(args.allow),
     }
 
 
 async def run_build(args: argparse.Namespace, request: BuildRequest | GraphRequest, planned: Plan) -> int:
     """Build; print the digest of what was made, unless that itself goes to stdout."""
-    if args.digest_file is not None and not planned.exports.references:
+    if args.digest_file and not planned.exports.references:
         raise InvalidOption("--digest-file: nothing is pushed that could be joined; use --push")
     exported = {spec.type for spec in request.outputs}
-    if args.iidfile is not None and exported and exported <= {"local", "tar"} and not (request.push or request.load):
+    if args.iidfile and exported and exported <= {"local", "tar"} and not (request.push or request.load):
         raise InvalidOption("--iidfile: outputs of type local and tar have no image id")
     check_outputs(planned)
     to_stdout = any(spec.dest == "-" for spec in request.outputs)
@@ -114,7 +126,7 @@ async def run_build(args: argparse.Namespace, request: BuildRequest | GraphReque
         raise InvalidOption("output dest=-: standard output is a terminal; redirect it, or name a file")
     for path in (args.metadata_file, args.iidfile, args.digest_file):
         # Before any work: a file that cannot be written must not cost a build.
-        if path is not None:
+        if path:
             check_writable(Path(path))
     if args.quiet and args.progress not in {"auto", "quiet", "none"}:
         raise InvalidOption(f"--quiet and --progress={args.progress}: cannot be used together")
@@ -130,11 +142,11 @@ async def run_build(args: argparse.Namespace, request: BuildRequest | GraphReque
             file=sys.stderr,
         )
     digest = None if result.descriptor is None else str(result.descriptor.digest)
-    if args.metadata_file is not None:
+    if args.metadata_file:
         write_text(Path(args.metadata_file), json.dumps(result.metadata(), indent=2) + "\n")
-    if args.iidfile is not None and result.image_id is not None:
+    if args.iidfile and result.image_id is not None:
         write_text(Path(args.iidfile), result.image_id)
-    if args.digest_file is not None and result.descriptor is not None:
+    if args.digest_file and result.descriptor is not None:
         write_text(Path(args.digest_file), _digest_file(result))
     printed = result.image_id if args.quiet or digest is None else digest
     if printed is not None and not to_stdout:

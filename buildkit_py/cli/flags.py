@@ -21,8 +21,9 @@ from buildkit_py.options import parse_fields
 EPOCH = "SOURCE_DATE_EPOCH"
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp]?)i?b?")
-_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+"""Go's words for them."""
 _PROXIES = {
     "httpProxy": "HTTP_PROXY",
     "httpsProxy": "HTTPS_PROXY",
@@ -32,10 +33,44 @@ _PROXIES = {
 }
 
 
+def said(given: Sequence[str]) -> list[str]:
+    """What is not empty: a script that has nothing to say says that, and docker buildx takes it for nothing."""
+    return [text for text in given if text]
+
+
+def hosts(given: Sequence[str]) -> list[str]:
+    """--add-host: each may be several, separated by commas; an address alone is one more of the host before it."""
+    found: list[str] = []
+    for text in said(given):
+        entries: list[str] = []
+        for part in text.split(","):
+            if entries and _is_address(part):
+                entries[-1] += f",{part}"
+            else:
+                entries.append(part)
+        found += entries
+    return found
+
+
+def _is_address(text: str) -> bool:
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def stages(given: Sequence[str]) -> list[str]:
+    """--no-cache-filter: each may be several, separated by commas."""
+    return said([name for text in given for name in text.split(",")])
+
+
 def boolean(text: str, flag: str) -> bool:
     """Go's notion of one."""
-    if text in _TRUE | _FALSE:
-        return text in _TRUE
+    if text in TRUE | FALSE:
+        return text in TRUE
     raise InvalidOption(f"{flag} {text!r}: expected true or false")
 
 
@@ -72,7 +107,7 @@ def build_args(items: Sequence[str], address: str) -> MappingProxyType[str, str]
 
 def inline_cache(arguments: Mapping[str, str]) -> Sequence[str]:
     """The cache export that a build argument stands for."""
-    return ["type=inline"] if arguments.get("BUILDKIT_INLINE_CACHE") in _TRUE else []
+    return ["type=inline"] if arguments.get("BUILDKIT_INLINE_CACHE") in TRUE else []
 
 
 def _proxies(address: str) -> dict[str, str]:
@@ -122,8 +157,8 @@ def attestations(attest: Sequence[str], provenance: str | None, sbom: str | None
 def _shorthand(kind: str, text: str | None) -> Sequence[str]:
     if not text:
         return ()
-    if text in _TRUE | _FALSE:
-        return (f"type={kind},disabled={str(text in _FALSE).lower()}",)
+    if text in TRUE | FALSE:
+        return (f"type={kind},disabled={str(text in FALSE).lower()}",)
     return (f"type={kind},{text}",)
 
 
@@ -141,7 +176,7 @@ def _joined(fields: Mapping[str, str]) -> str:
 def record_provenance() -> Literal["", "min", "max"]:
     """What the metadata file tells of how the build was made."""
     text = os.environ.get("BUILDX_METADATA_PROVENANCE", "")
-    if text == "disabled" or text in _FALSE:
+    if text == "disabled" or text in FALSE:
         return ""
     return "max" if text == "max" else "min"
 

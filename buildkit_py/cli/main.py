@@ -138,7 +138,7 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _C
     group.add_argument("--tlskey", metavar="FILE", help="client key")
     group.add_argument("--tlsdir", metavar="DIR", help="directory with ca.pem, cert.pem and key.pem")
     group.add_argument("--tlsservername", metavar="NAME", help="name that the daemon's certificate must have")
-    group.add_argument("--debug", action="store_true", help="print tracebacks")
+    group.add_argument("-D", "--debug", action="store_true", help="print tracebacks")
     parser = _Parser(
         prog="buildkit-py",
         description="Native client of BuildKit.",

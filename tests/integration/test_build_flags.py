@@ -16,6 +16,7 @@ import pytest
 
 from tests.integration.test_buildx_parity import CASES
 from tests.support import peers, servers
+from tests.support.buildx import Buildx
 from tests.support.cli import CommandLine
 
 pytestmark = pytest.mark.daemon
@@ -82,6 +83,56 @@ def test_the_table_has_every_flag(cli: CommandLine) -> None:
     assert flags == set(SHOWN_BY)
     ours = set(re.findall(r"--[a-z-]+", cli("build", "--help").stdout))
     assert flags <= ours
+
+
+def test_every_flag_has_the_same_form(cli: CommandLine) -> None:
+    """The short name; a value where docker-buildx's has one, and =false where it has none."""
+    binary = peers.buildx()
+    if binary is None:
+        pytest.skip("no docker-buildx found (make servers)")
+    listed = subprocess.run([binary, "build", "--help"], capture_output=True, text=True, check=True).stdout
+    forms = re.findall(r"^ +(?:(-\w), )?(--[a-z-]+)(?: (\w+))?  ", listed, re.MULTILINE)
+    forms = [form for form in forms if form[1] not in ELSEWHERE]
+    assert {name for _, name, _ in forms} == set(SHOWN_BY)
+    ours = cli("build", "--help").stdout
+    for short, name, kind in forms:
+        assert not short or re.search(rf"^  {short}(?: \S+)?, {name}\b", ours, re.MULTILINE), name
+        if kind:
+            refused = cli("build", name)
+            assert (refused.code, "expected one argument" in refused.stderr) == (2, True), name
+        else:
+            assert cli("build", f"{name}=false", "--help").code == 0, name
+
+
+FORMS = (
+    *("--push=false", "--no-cache=true", "--pull --pull=false", "-q=false", "--check=true", "-qt x", "-t=x", "-D"),
+    *("--add-host one:10.0.0.1,two:10.0.0.2", "--no-cache-filter a,b", "--cache-from a,b", "--ulimit nofile=1"),
+    *("--shm-size 64M", "--platform local", "-o type=tar", "-o TYPE=tar,DEST=-", "--rm", "--load=maybe"),
+    *(
+        "--annotation a",
+        "--attest mode=max",
+        "--secret a",
+        "--network bridge",
+        "--target nope",
+        "--cache-to type=inline,",
+    ),
+)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_the_same_forms_are_taken(half: int, daemon_address: str, cli: CommandLine, tmp_path: Path) -> None:
+    """Spellings of flags that docker-buildx takes are taken, those that it refuses are refused."""
+    try:
+        peer = Buildx(daemon_address, tmp_path / "buildx")
+    except servers.Unavailable as reason:
+        pytest.skip(str(reason))
+    folder = tmp_path / "context"
+    folder.mkdir()
+    (folder / "file").write_text("x")
+    (folder / "Dockerfile").write_text("FROM scratch AS a\nCOPY file /a\nFROM scratch AS b\nCOPY --from=a / /\n")
+    for form in FORMS[half::2]:
+        theirs, ours = peer.build(*form.split(), folder), cli("build", *form.split(), folder)
+        assert (ours.code == 0) == (theirs.code == 0), (form, theirs.stderr, ours.stderr)
 
 
 @pytest.fixture

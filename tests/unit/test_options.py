@@ -26,6 +26,9 @@ def test_fields_are_one_csv_record() -> None:
         ("type=oci,tar=false,dest=d", ExporterSpec(type="oci", attrs={"tar": "false"}, dest="d")),
         ("type=registry,name=x", ExporterSpec(type="image", attrs={"push": "true", "name": "x"})),
         ("TYPE=tar,dest=-", ExporterSpec(type="tar", dest="-")),
+        ("type=tar", ExporterSpec(type="tar", dest="-")),
+        ("type=oci,tar=true", ExporterSpec(type="oci", attrs={"tar": "true"}, dest="-")),
+        ("type=docker", ExporterSpec(type="docker")),
     ],
 )
 def test_outputs(text: str, expected: ExporterSpec) -> None:
@@ -37,7 +40,7 @@ def test_outputs(text: str, expected: ExporterSpec) -> None:
     ("text", "needle"),
     [
         ("", "expected one line"),
-        ("type=oci", "dest is missing"),
+        ("type=oci,tar=false", "dest is missing"),
         ("type=local", "dest is missing"),
         ("type=nope,dest=x", "unknown type 'nope'"),
         ("dest=x", "unknown type ''"),

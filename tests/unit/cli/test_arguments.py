@@ -120,7 +120,10 @@ def test_words_that_no_command_takes(words: list[str], needle: str, capsys: pyte
         (["-t", ""], "reference '': not valid"),
         (["--push"], "push: needs at least one tag"),
         (["-o", "type=zip,dest=x"], "unknown type 'zip'; expected one of cacheonly, docker, image, local, oci"),
-        (["-o", "type=oci"], "output type=oci: dest is missing"),
+        (["-o", "type=oci,tar=false"], "output type=oci: dest is missing"),
+        (["-o", "type=oci", "-o", "-"], "two outputs have the same destination"),
+        (["--push=maybe"], "argument --push: ignored explicit argument 'maybe'"),
+        (["--add-host", "a:1.2.3.4,b"], "add-host 'b': expected NAME:ADDRESS"),
         (["-o", "type=oci,dest="], "dest is empty"),
         (["-o", "type=oci,dest=x,dest=y"], "'dest' is given twice"),
         (["-o", "dest=x"], "unknown type ''"),
@@ -205,13 +208,55 @@ def test_good_words_reach_the_daemon(context: Path, capsys: pytest.CaptureFixtur
     assert sorted(path.name for path in context.iterdir()) == ["Dockerfile"]
 
 
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--push"], "push", True),
+        (["--push=true"], "push", True),
+        (["--push=0"], "push", False),
+        (["--push", "--push=false"], "push", False),
+        (["--push=F", "--push"], "push", True),
+        (["-q"], "quiet", True),
+        (["-q=false"], "quiet", False),
+        (["-q=1", "."], "quiet", True),
+        (["--no-cache=false"], "no_cache", False),
+        (["--pull=T"], "pull", True),
+        (["--load=False"], "load", False),
+        (["--check=t"], "check", True),
+        ([], "push", False),
+        (["--progress", ""], "progress", "auto"),
+    ],
+)
+def test_switches(
+    words: list[str],
+    field: str,
+    value: object,
+    context: Path,
+    recorded: Callable[[str, Callable[[], object]], list[object]],
+) -> None:
+    """As docker buildx reads them: a value only after =, the last one counts, and what follows is the context."""
+    seen = recorded("build", lambda: None)
+    assert cli.main(["build", *words]) == 0
+    assert getattr(seen[0], field) == value
+    assert getattr(seen[0], "context") == "."  # noqa: B009  # the namespace has no type
+
+
+def test_words_that_say_nothing(context: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script passes "$NAME" of what is not set; as with docker buildx, that is as if the flag were not there."""
+    names = "--cache-from --cache-to -o --secret --ssh --annotation --build-context --allow --target --network -f"
+    names += " --cgroup-parent --iidfile --metadata-file --progress --provenance --sbom --call --add-host"
+    words = [word for name in f"{names} --no-cache-filter".split() for word in (name, "")]
+    assert cli.main(["build", "--rm", "--force-rm=false", "--compress", *words]) == 1
+    assert capsys.readouterr().err == f"error: cannot connect to {NOWHERE}: there is no such socket\n"
+
+
 def test_where_the_daemon_is_may_stand_before_or_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--addr", "unix:///other", "info"], ["info", "--addr", "unix:///other"]):
         assert cli.main(words) == 1
         assert "unix:///other" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--debug", "info"], ["info", "--debug"]])
+@pytest.mark.parametrize("words", [["--debug", "info"], ["info", "--debug"], ["info", "-D"]])
 def test_debug_adds_the_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Before the line, which stays the last one."""
     assert cli.main(words) == 1

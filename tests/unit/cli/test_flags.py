@@ -115,6 +115,13 @@ def test_build_arguments_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
         flags.build_args(["BUILDKIT_SYNTAX= "], "")
 
 
+def test_several_hosts_and_stages_in_one_word() -> None:
+    """Separated by commas; hosts may have several addresses besides."""
+    given = ["one:10.0.0.1,two=[::1]", "", "three:10.0.0.3,::3,[::4]", "four:host-gateway"]
+    assert flags.hosts(given) == ["one:10.0.0.1", "two=[::1]", "three:10.0.0.3,::3,[::4]", "four:host-gateway"]
+    assert flags.stages(["a,b", "", "c"]) == ["a", "b", "c"]
+
+
 def test_the_default_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flags.platforms([]) == []
     monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/arm64")
