@@ -76,9 +76,11 @@ async def _call(args: argparse.Namespace, request: BuildRequest, spec: CallSpec)
     args.logs_shown = shows_logs(mode)
     async with show_progress(mode, sys.stderr) as on_status, open_client(args) as client:
         result = await call(client, request, spec.method, on_status=on_status)
-    text, status = render(spec, result, _shown_name(planned))
-    print(text, end="")
-    return status
+    shown = render(spec, result, _shown_name(planned))
+    print(shown.text, end="")
+    if shown.error:
+        print(shown.error, end="", file=sys.stderr)
+    return shown.status
 
 
 def _shown_name(planned: Plan) -> str:

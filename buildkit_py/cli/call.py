@@ -48,45 +48,59 @@ class CallSpec:
         return cls(method="lint" if method == "check" else method, json=json, ignore_status=ignore)
 
 
-def render(spec: CallSpec, result: CallResult, filename: str) -> tuple[str, int]:
-    """What goes to stdout, and the exit code. filename is what the Dockerfile is called where it has no better name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """An answer as it is shown."""
+
+    text: str
+    """For standard output."""
+    error: str = ""
+    """For standard error: what keeps the Dockerfile from being built."""
+    status: int
+    """The exit code."""
+
+
+def render(spec: CallSpec, result: CallResult, filename: str) -> Rendered:
+    """In docker buildx's words. filename is what the Dockerfile is called where it has no better name."""
     status = 0 if spec.ignore_status else result.status
     if spec.json:
-        return result.raw_json.rstrip("\n") + "\n", status
+        return Rendered(text=result.raw_json.rstrip("\n") + "\n", status=status)
     answer = result.json()
     fields = cast("dict[str, object]", answer) if isinstance(answer, dict) else {}
     match spec.method:
         case "lint":
-            text, failed = _lint(fields, filename)
-            return text, 1 if failed else status
+            error = _build_error(fields, filename)
+            return Rendered(text=_lint(fields, filename), error=error, status=1 if error else status)
         case "outline":
-            return _outline(fields), status
+            return Rendered(text=_outline(fields), status=status)
         case "targets":
-            return _targets(fields), status
+            return Rendered(text=_targets(fields), status=status)
         case _:
-            return result.text or result.raw_json.rstrip("\n") + "\n", status
+            return Rendered(text=result.text or result.raw_json.rstrip("\n") + "\n", status=status)
 
 
-def _lint(fields: Mapping[str, object], filename: str) -> tuple[str, bool]:
-    """All warnings, each with the lines that it is about; then what keeps the Dockerfile from being built."""
+def _lint(fields: Mapping[str, object], filename: str) -> str:
+    """All warnings, each with the lines that it is about."""
     warnings, sources = _objects(fields, "warnings"), _objects(fields, "sources")
-    error = _object(fields, "buildError")
-    if not warnings and not error:
-        return "Check complete, no warnings found.\n", False
-    parts: list[str] = []
-    if warnings:
-        found = "1 warning has" if len(warnings) == 1 else f"{len(warnings)} warnings have"
-        parts.append(f"Check complete, {found} been found!\n")
+    if not warnings:
+        return "" if _object(fields, "buildError") else "Check complete, no warnings found.\n"
+    found = "1 warning has" if len(warnings) == 1 else f"{len(warnings)} warnings have"
+    parts = [f"Check complete, {found} been found!\n"]
     # In the order of the file, those without a place first.
     for warning in sorted(warnings, key=_first_line):
         url = _text(warning, "url")
         lines = [f"WARNING: {_text(warning, 'ruleName')}{f' - {url}' if url else ''}", _text(warning, "detail")]
         excerpt = _excerpt(_object(warning, "location"), sources, filename)
         parts.append("\n".join([*lines, *([excerpt] if excerpt else [])]) + "\n")
-    if error:
-        excerpt = _excerpt(_object(error, "location"), sources, filename)
-        parts.append(f"ERROR: {_text(error, 'message')}\n" + (f"{excerpt}\n" if excerpt else ""))
-    return "\n".join(parts), bool(error)
+    return "\n".join(parts)
+
+
+def _build_error(fields: Mapping[str, object], filename: str) -> str:
+    error = _object(fields, "buildError")
+    if not error:
+        return ""
+    excerpt = _excerpt(_object(error, "location"), _objects(fields, "sources"), filename)
+    return f"ERROR: {_text(error, 'message')}\n" + (f"{excerpt}\n" if excerpt else "")
 
 
 def _first_line(warning: Mapping[str, object]) -> int:
@@ -111,21 +125,20 @@ def _excerpt(location: Mapping[str, object], sources: Sequence[Mapping[str, obje
 
 
 def _outline(fields: Mapping[str, object]) -> str:
-    """The target, then a table for each kind of thing that it takes."""
+    """The target, then a table for each kind of thing that it takes; caches are for programs alone."""
     parts: list[str] = []
-    if name := _text(fields, "name"):
-        description = _text(fields, "description")
-        parts.append(f"TARGET:         {name}\n" + (f"DESCRIPTION:    {description}\n" if description else ""))
+    name, description = _text(fields, "name"), _text(fields, "description")
+    if name or description:
+        about = [("DESCRIPTION:", description)] if description else []
+        parts.append(_table([("TARGET:", name or "(default)"), *about], gap=1))
     if arguments := _objects(fields, "args"):
         rows = [(_text(item, "name"), _text(item, "value"), _text(item, "description")) for item in arguments]
-        parts.append(_table(("BUILD ARG", "VALUE", "DESCRIPTION"), rows))
+        parts.append(_table([("BUILD ARG", "VALUE", "DESCRIPTION"), *rows], gap=3))
     for key, heading in (("secrets", "SECRET"), ("ssh", "SSH")):
         if entries := _objects(fields, key):
             required = [(_text(item, "name"), "true" if item.get("required") else "") for item in entries]
-            parts.append(_table((heading, "REQUIRED"), required))
-    if caches := _objects(fields, "cache"):
-        parts.append(_table(("CACHE",), [(_text(item, "ID"),) for item in caches]))
-    return "\n".join(parts) if parts else "The target takes no arguments, secrets or agents.\n"
+            parts.append(_table([(heading, "REQUIRED"), *required], gap=3))
+    return "".join(f"{part}\n" for part in parts)
 
 
 def _targets(fields: Mapping[str, object]) -> str:
@@ -135,12 +148,12 @@ def _targets(fields: Mapping[str, object]) -> str:
         if target.get("default"):
             name = f"{name} (default)".strip()
         rows.append((name, _text(target, "description")))
-    return _table(("TARGET", "DESCRIPTION"), rows)
+    return _table([("TARGET", "DESCRIPTION"), *rows], gap=1)
 
 
-def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in (heading, *rows)) + 4 for column in range(len(heading))]
-    lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heading, *rows))
+def _table(rows: Sequence[tuple[str, ...]], *, gap: int) -> str:
+    widths = [max(len(row[column]) for row in rows) + gap for column in range(len(rows[0]))]
+    lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 

@@ -344,8 +344,35 @@ def test_the_same_answers(peer: Buildx, cli: CommandLine, folder: Path) -> None:
         assert ours.code == theirs.code == (1 if method == "check" else 0)
     theirs, ours = peer.build("--check", str(folder / "context")), cli("build", "--check", str(folder / "context"))
     assert ours.code == theirs.code == 1
-    assert _warnings(ours.stdout) == _warnings(theirs.stdout)
 
 
-def _warnings(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("WARNING")]
+ASKED: Mapping[str, str] = {
+    "much": (
+        "# first\nARG GLOBAL=1\n# base is where it begins\nFROM scratch AS base\n"
+        "# VERSION is what is built\nARG VERSION=2\n"
+        "ARG EMPTY\nRUN --mount=type=secret,id=key,required=true --mount=type=ssh --mount=type=cache,target=/c x\n"
+        "FROM base as Final\nCOPY file /\nMAINTAINER x\nENV a b\n"
+    ),
+    "little": "FROM scratch\nCOPY file /\n",
+    "two stages": "FROM scratch AS one\nFROM one\n",
+    "wrong": "from scratch\nno such\n",
+    "wrong and warned of": "from scratch\nCOPY --from=Nope:x y /\nCMD a\nCMD b\n",
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_same_text(name: str, peer: Buildx, cli: CommandLine, folder: Path) -> None:
+    """--call: every line for people, but for blanks at their ends; what cannot be built is told on standard error."""
+    (folder / "context" / "Dockerfile").write_text(ASKED[name])
+    for words in (("--check",), ("--call=outline",), ("--call=outline", "--target=base"), ("--call=targets",)):
+        context = folder / "context"
+        theirs, ours = peer.build(*words, ".", cwd=context), cli("build", *words, ".", cwd=context)
+        assert _lines(ours.stdout) == _lines(theirs.stdout), (words, ours.stderr)
+        assert ours.code == theirs.code
+        if words == ("--check",) and ours.stderr:
+            first, *_ = ours.stderr.splitlines()
+            assert first in theirs.stderr
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.splitlines()]

@@ -10,7 +10,7 @@ import pytest
 
 from buildkit_py.builder.call import CallResult
 from buildkit_py.cli import flags
-from buildkit_py.cli.call import CallSpec, render
+from buildkit_py.cli.call import CallSpec, Rendered, render
 from buildkit_py.errors import InvalidOption
 
 
@@ -168,9 +168,9 @@ def test_a_check_with_warnings() -> None:
         {"ruleName": "A", "detail": "first"},
     ]
     result = answer({"warnings": warnings, "sources": [SOURCE]}, status="1")
-    text, status = render(CallSpec(method="lint"), result, "sub/Dockerfile")
-    assert status == 1
-    assert text.splitlines() == [
+    shown = render(CallSpec(method="lint"), result, "sub/Dockerfile")
+    assert (shown.status, shown.error) == (1, "")
+    assert shown.text.splitlines() == [
         "Check complete, 2 warnings have been found!",
         "",
         "WARNING: A",
@@ -185,16 +185,16 @@ def test_a_check_with_warnings() -> None:
         "   3 |",
         "--------------------",
     ]
-    assert render(CallSpec(method="lint", ignore_status=True), result, "")[1] == 0
-    assert render(CallSpec(method="lint"), answer({"warnings": None, "sources": []}), "") == (
-        "Check complete, no warnings found.\n",
-        0,
+    assert render(CallSpec(method="lint", ignore_status=True), result, "").status == 0
+    assert render(CallSpec(method="lint"), answer({"warnings": None, "sources": []}), "") == Rendered(
+        text="Check complete, no warnings found.\n", status=0
     )
 
 
 def test_a_check_of_what_cannot_be_built() -> None:
     result = answer({"warnings": None, "sources": [SOURCE], "buildError": {"message": "no such instruction"}})
-    assert render(CallSpec(method="lint"), result, "") == ("ERROR: no such instruction\n", 1)
+    expected = Rendered(text="", error="ERROR: no such instruction\n", status=1)
+    assert render(CallSpec(method="lint"), result, "") == expected
 
 
 def test_outline_and_targets() -> None:
@@ -206,27 +206,25 @@ def test_outline_and_targets() -> None:
         "ssh": [{"name": "default"}],
         "cache": [{"ID": "mod"}],
     }
-    assert render(CallSpec(method="outline"), answer(outline), "")[0].splitlines() == [
-        "TARGET:         final",
-        "DESCRIPTION:    what it is",
+    assert render(CallSpec(method="outline"), answer(outline), "").text.splitlines() == [
+        "TARGET:      final",
+        "DESCRIPTION: what it is",
         "",
-        "BUILD ARG    VALUE    DESCRIPTION",
-        "A            1        about",
+        "BUILD ARG   VALUE   DESCRIPTION",
+        "A           1       about",
         "LONGER",
         "",
-        "SECRET    REQUIRED",
-        "key       true",
+        "SECRET   REQUIRED",
+        "key      true",
         "",
-        "SSH        REQUIRED",
+        "SSH       REQUIRED",
         "default",
         "",
-        "CACHE",
-        "mod",
     ]
     targets = {"targets": [{"name": "base", "description": "first"}, {"name": "x", "default": True}, {"default": True}]}
-    assert render(CallSpec(method="targets"), answer(targets), "")[0].splitlines() == [
-        "TARGET         DESCRIPTION",
-        "base           first",
+    assert render(CallSpec(method="targets"), answer(targets), "").text.splitlines() == [
+        "TARGET      DESCRIPTION",
+        "base        first",
         "x (default)",
         "(default)",
     ]
@@ -234,8 +232,8 @@ def test_outline_and_targets() -> None:
 
 def test_json_is_passed_on_as_it_is() -> None:
     result = CallResult("x", {"result.json": b'{"a":  1}', "result.txt": b"words\n"})
-    assert render(CallSpec(method="outline", json=True), result, "") == ('{"a":  1}\n', 0)
-    assert render(CallSpec(method="subrequests.describe"), result, "") == ("words\n", 0)
+    assert render(CallSpec(method="outline", json=True), result, "").text == '{"a":  1}\n'
+    assert render(CallSpec(method="subrequests.describe"), result, "").text == "words\n"
 
 
 @pytest.mark.parametrize("document", [None, [], 3, {"warnings": 7}, {"warnings": [{"location": {"sourceIndex": 9}}]}])
