@@ -162,8 +162,8 @@ class SolveResult:
 class Client:
     """One daemon, reached over one connection. Make it with :func:`connect`, which also closes it.
 
-    Any number of calls may run at once. All of them raise ConnectionLost when the daemon goes away
-    and RPCError when it refuses.
+    Any number of calls may run at once. All of them raise ConnectionLost when the daemon goes away or the client
+    is closed, and RPCError when it refuses.
     """
 
     def __init__(self, connection: rpc.Connection) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TypeVar
+
+from buildkit_py.errors import ConnectionLost
 
 _T = TypeVar("_T")
 
@@ -15,12 +18,21 @@ class LoopThread:
     """An event loop on a thread of its own."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="buildkit_py.sync", daemon=True)
         self._thread.start()
 
     def call(self, work: Coroutine[object, object, _T]) -> _T:
-        """Run work on the loop and wait for it; when the waiting is interrupted, cancel it and wait again."""
+        """Run work on the loop and wait for it; when the waiting is interrupted, cancel it and wait again.
+
+        Raise ConnectionLost when the loop is closed, and RuntimeError where the wait would never end.
+        """
+        try:
+            self._check()
+        except BaseException:
+            work.close()
+            raise
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -31,6 +43,16 @@ class LoopThread:
                 asyncio.run_coroutine_threadsafe(_settle(), self._loop).result()
             raise
 
+    def _check(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError("made before this process was forked, which took no thread along: make a new one here")
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "a callback cannot call the blocking client that it is called by: it would wait for itself"
+            )
+        if self._loop.is_closed():
+            raise ConnectionLost("the client is closed")
+
     def iterate(self, items: AsyncIterator[_T]) -> Iterator[_T]:
         """Items one by one; leaving the iteration closes the source."""
         try:
@@ -40,7 +62,8 @@ class LoopThread:
                     return
                 yield item
         finally:
-            self.call(_close(items))
+            if not self._loop.is_closed():
+                self.call(_close(items))
 
     @contextmanager
     def hold(self, context: AbstractAsyncContextManager[_T]) -> Generator[_T, None, None]:

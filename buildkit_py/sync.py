@@ -11,7 +11,8 @@ Registries without a daemon::
         registry.copy("localhost:5000/app:tested", "localhost:5000/app:v1")
 
 Names, arguments and errors are those of the asynchronous API. KeyboardInterrupt cancels what runs.
-Callbacks such as on_status are called on the background thread.
+Callbacks such as on_status are called on the background thread, and must not call the client themselves: that raises
+RuntimeError, as does a client that was made before a fork.
 """
 
 from __future__ import annotations

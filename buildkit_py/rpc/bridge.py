@@ -96,7 +96,8 @@ async def _serve_first(waiting: asyncio.Future[socket.socket], opener: Opener, o
     # A stream is opened, used and closed in one task, so that an opener may hold a task group of its own.
     try:
         async with opener() as stream:
-            opened.set_result(None)
+            if not opened.done():  # else whoever waited was cancelled meanwhile
+                opened.set_result(None)
             with await waiting as local:
                 await join(local, stream)
     except (ConnectFailed, OSError) as error:

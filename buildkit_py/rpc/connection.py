@@ -45,13 +45,18 @@ _MAX_SECONDS = 86_400.0
 _LOCAL_AUTHORITY = "localhost"
 
 
+_process: set[int] = set()
+"""The process in which the first connection was made. A child of it has gRPC without gRPC's threads."""
+
+
 class Connection:
     """An open connection to one daemon, shared by any number of calls. Made by open_connection()."""
 
     def __init__(self, address: Address, channel: aio.Channel, tls: TLSMaterial | None, dial_timeout: float) -> None:
         self.address = address
         self.channel = channel
-        self.control = control_pb2_grpc.ControlStub(channel)
+        self._control = control_pb2_grpc.ControlStub(channel)
+        self._closed = False
         self._tls = tls
         self._dial_timeout = dial_timeout
         self._context: ssl.SSLContext | None = None
@@ -76,6 +81,7 @@ class Connection:
 
         Raises ConnectFailed with the bare reason.
         """
+        self._check_open()
         if self._tls is not None and self._context is None:
             self._context = await asyncio.to_thread(self._tls.context)
         async with open_transport(
@@ -87,18 +93,42 @@ class Connection:
         ) as transport:
             yield transport
 
+    def close(self) -> None:
+        """Refuse further calls, with ConnectionLost."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectionLost(f"the connection to {self.address} is closed")
+
+    @property
+    def control(self) -> control_pb2_grpc.ControlAsyncStub:
+        """What a daemon does."""
+        self._check_open()
+        return self._control
+
+    @property
+    def content(self) -> content_pb2_grpc.ContentAsyncStub:
+        """Blobs of the daemon, read-only; absent (UNIMPLEMENTED) before v0.11."""
+        self._check_open()
+        return self._content
+
+    @property
+    def gateway(self) -> gateway_pb2_grpc.LLBBridgeAsyncStub:
+        """What a frontend may ask for during its solve."""
+        self._check_open()
+        return self._gateway
+
     # Few builds need these two, and their messages take their time to load.
 
     @cached_property
-    def content(self) -> content_pb2_grpc.ContentAsyncStub:
-        """Blobs of the daemon, read-only; absent (UNIMPLEMENTED) before v0.11."""
+    def _content(self) -> content_pb2_grpc.ContentAsyncStub:
         from buildkit_py.pb import content_pb2_grpc
 
         return content_pb2_grpc.ContentStub(self.channel)
 
     @cached_property
-    def gateway(self) -> gateway_pb2_grpc.LLBBridgeAsyncStub:
-        """What a frontend may ask for during its solve."""
+    def _gateway(self) -> gateway_pb2_grpc.LLBBridgeAsyncStub:
         from buildkit_py.pb import gateway_pb2_grpc
 
         return gateway_pb2_grpc.LLBBridgeStub(self.channel)
@@ -185,6 +215,7 @@ async def _dial(
     address: Address, tls: TLSMaterial | None, dial_timeout: float, keepalive: float
 ) -> AsyncGenerator[Connection, None]:
     """Raises ConnectFailed with the bare reason."""
+    _check_process()
     async with contextlib.AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(dial_timeout):
@@ -192,11 +223,21 @@ async def _dial(
                 channel = _channel(target, address, tls, dial_timeout, keepalive)
                 stack.push_async_callback(_close, channel)
                 connection = Connection(address, channel, tls, dial_timeout)
+                stack.callback(connection.close)
                 await _ready(connection, tls, dial_timeout)
         except TimeoutError:
             # A deadline that gRPC reached itself comes as DeadlineExceeded, which is a TimeoutError too.
             raise ConnectFailed(f"no answer within {dial_timeout:g} s") from None
         yield connection
+
+
+def _check_process() -> None:
+    _process.add(os.getpid())
+    if len(_process) > 1:
+        raise ConnectFailed(
+            "this process was forked from one that had a connection, which gRPC does not survive; "
+            "start processes by multiprocessing's 'spawn' or 'forkserver', or connect after the fork only"
+        )
 
 
 async def _target(stack: contextlib.AsyncExitStack, address: Address) -> str:

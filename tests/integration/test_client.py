@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from buildkit_py import SolveRequest, connect, sync
 from buildkit_py.client import new_ref
 from buildkit_py.digest import Digest
-from buildkit_py.errors import InvalidOption, RPCError, SolveError
+from buildkit_py.errors import ConnectionLost, InvalidOption, RPCError, SolveError
 from buildkit_py.options import ExporterSpec
 from buildkit_py.pb import ops_pb2
 from buildkit_py.progress import StatusUpdate
@@ -235,3 +237,83 @@ def test_the_blocking_face(daemon_address: str, scratch: Path) -> None:
         with pytest.raises(SolveError):
             client.solve(dockerfile(scratch, target="nope"), attachables=[sources(scratch)])
         assert client.disk_usage()
+
+
+async def test_a_client_that_is_closed(daemon_address: str, scratch: Path) -> None:
+    """Whatever is asked of it."""
+    async with connect(daemon_address) as client:
+        pass
+    with pytest.raises(ConnectionLost, match="is closed"):
+        await client.info()
+    with pytest.raises(ConnectionLost, match="is closed"):
+        await client.solve(dockerfile(scratch), attachables=[sources(scratch)])
+    with pytest.raises(ConnectionLost, match="is closed"):
+        await anext(client.status(new_ref()))
+    with pytest.raises(ConnectionLost, match="is closed"):
+        await client.has_blob(Digest.of(b""))
+
+
+def test_a_blocking_client_that_is_closed(daemon_address: str, scratch: Path) -> None:
+    with sync.connect(daemon_address) as client:
+        ref = client.solve(dockerfile(scratch), attachables=[sources(scratch)]).ref
+        updates = client.status(ref)
+        next(updates)
+    with pytest.raises(ConnectionLost, match="is closed"):
+        client.info()
+    with pytest.raises(ConnectionLost, match="is closed"):
+        next(updates)
+
+
+def test_a_callback_cannot_wait_for_its_own_client(daemon_address: str, scratch: Path) -> None:
+    """It is called on the thread that would do the work."""
+    with sync.connect(daemon_address) as client:
+
+        def on_status(update: StatusUpdate) -> None:
+            client.info()
+
+        with pytest.raises(RuntimeError, match="callback"):
+            client.solve(dockerfile(scratch), attachables=[sources(scratch)], on_status=on_status)
+        assert client.info() is not None
+
+
+_FORKING = """
+import os, sys
+from buildkit_py import sync
+from buildkit_py.errors import ConnectFailed
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        os._exit(work())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def fresh():
+    with sync.connect(sys.argv[1]) as client:
+        client.info()
+    return 5
+
+def inherited():
+    try:
+        client.info()
+    except RuntimeError as error:
+        return 6 if "fork" in str(error) else 1
+
+def again():
+    try:
+        return fresh()
+    except ConnectFailed as error:
+        return 7 if "fork" in str(error) else 1
+
+print(in_child(fresh))
+with sync.connect(sys.argv[1]) as client:
+    print(in_child(inherited), in_child(again))
+    client.info()
+"""
+
+
+def test_forks(daemon_address: str) -> None:
+    """A process that was forked before the first connection has its own; after that it is told why it cannot."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKING, daemon_address], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["5", "6", "7"], "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import gc
 import os
 import socket
 import tempfile
@@ -558,6 +559,34 @@ async def test_nothing_is_left_of_a_bridge_when_its_user_is_cancelled(busy: bool
         assert asyncio.all_tasks() == before
         assert not paths[0].parent.exists()
         assert far[0].recv(1) == b""
+
+
+async def test_a_bridge_whose_user_is_cancelled_while_its_stream_opens(caplog: pytest.LogCaptureFixture) -> None:
+    """Both come in one turn of the loop: nothing is logged of a task that failed."""
+    opening, go_on = asyncio.Event(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def opener() -> AsyncGenerator[Stream, None]:
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            opening.set()
+            await go_on.wait()
+            yield Stream(near)
+
+    async def use() -> None:
+        async with open_bridge(opener):
+            pass
+
+    using = asyncio.create_task(use())
+    await opening.wait()
+    using.cancel()
+    go_on.set()
+    await asyncio.wait([using])
+    assert using.cancelled()
+    del using
+    gc.collect()
+    assert caplog.text == ""
 
 
 async def test_an_error_of_the_bridges_user_stays_as_it_is() -> None:
