@@ -848,7 +848,7 @@ class _ArchiveFiles:
 
     def __init__(self, stream: io.FileIO) -> None:
         self._descriptor = stream.fileno()
-        self._spans: dict[str, tuple[int, int]] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
         reader = tarstream.TarReader()
         offset, end = 0, os.fstat(self._descriptor).st_size
         while offset < end:
@@ -858,9 +858,9 @@ class _ArchiveFiles:
             offset += len(block)
             for event in reader.feed(block):
                 if isinstance(event, tarstream.Entry) and event.kind is tarstream.Kind.FILE:
-                    if len(self._spans) >= _MAX_ENTRIES:
+                    if len(self.spans) >= _MAX_ENTRIES:
                         raise ProtocolError(f"layout archive has more than {_MAX_ENTRIES} files")
-                    self._spans[event.name.removeprefix("./")] = (offset, event.size)
+                    self.spans[event.name.removeprefix("./")] = (offset, event.size)
             if step := min(reader.content_left, end - offset):
                 reader.skip(step)
                 offset += step
@@ -873,15 +873,26 @@ class _ArchiveFiles:
             raise BuildKitError(f"layout archive: {error.strerror}") from error
 
     def size(self, name: str) -> int | None:
-        span = self._spans.get(name)
+        span = self.spans.get(name)
         return None if span is None else span[1]
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        offset, left = self._spans[name]
+        offset, left = self.spans[name]
         while left and (chunk := self._pread(offset, min(left, _READ_SIZE))):
             offset += len(chunk)
             left -= len(chunk)
             yield chunk
+
+
+def archive_blobs(stream: io.FileIO) -> dict[Digest, tuple[int, int]]:
+    """Where each blob of a tar archive of a layout lies: (offset, size). Blocks; raises ProtocolError."""
+    blobs: dict[Digest, tuple[int, int]] = {}
+    for name, span in _ArchiveFiles(stream).spans.items():
+        parts = name.split("/")
+        if len(parts) == 3 and parts[0] == "blobs":
+            with contextlib.suppress(InvalidDigest):
+                blobs[Digest.parse(f"{parts[1]}:{parts[2]}")] = span
+    return blobs
 
 
 def layout_files(root: Descriptor, raw: bytes, names: Sequence[Reference]) -> tuple[tuple[str, bytes], ...]:

@@ -38,7 +38,7 @@ class ClientSources:
     uploads: Mapping[str, Replay] = field(default_factory=lambda: MappingProxyType({}))
     """Streams by the URL that the daemon reads."""
     layouts: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
-    """OCI layouts by the id of their content store."""
+    """OCI layouts, directories or tar archives, by the id of their content store."""
 
 
 @dataclass(slots=True)
@@ -252,11 +252,14 @@ def _layout_context(found: DockerfileSources, text: str, option: str) -> str:
     path, colon, tag = where.rpartition(":")
     if not colon or "/" in tag or not tag:
         path, tag = where, ""
-    root = checked_directory(path, option)
+    root = _checked_layout(path, option)
     try:
         with open_layout(root) as layout:
             if wanted is None:
-                named = tag or ("latest" if len({entry.digest for entry in layout.index.manifests}) > 1 else None)
+                entries = layout.index.manifests
+                named = tag or ("latest" if len({entry.digest for entry in entries}) > 1 else None)
+                if len(entries) == 1 and not entries[0].annotations:
+                    named = None  # other tools write layouts whose only image has no name, which any tag stands for
                 wanted = layout.resolve(named).digest
             elif not layout.has(wanted):
                 raise InvalidOption(f"layout {root}: has no {wanted}")
@@ -267,6 +270,12 @@ def _layout_context(found: DockerfileSources, text: str, option: str) -> str:
     store = secrets.token_hex(8)
     found.layouts[store] = root
     return f"{_LAYOUT}{store}{f':{tag}' if tag else ''}@{wanted}"
+
+
+def _checked_layout(text: str, option: str) -> Path:
+    """The directory or archive, without symlinks."""
+    path = Path(text)
+    return path.resolve() if path.is_file() else checked_directory(text, option)
 
 
 def _context_name(name: str) -> str:

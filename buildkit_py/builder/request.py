@@ -83,7 +83,7 @@ class BuildRequest(CommonRequest):
     build_args: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     build_contexts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Named contexts by the name that FROM uses: a directory, ``docker-image://REFERENCE``,
-    ``oci-layout://PATH[:TAG][@DIGEST]``, or the URL of a git repository or file."""
+    ``oci-layout://PATH[:TAG][@DIGEST]`` (a directory or a tar archive), or the URL of a git repository or file."""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     no_cache: bool = False
     no_cache_filter: Sequence[str] = ()

@@ -13,12 +13,14 @@ import os
 import secrets
 import stat
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_py.digest import Digest, new_hash
-from buildkit_py.errors import InvalidDigest, InvalidOption
+from buildkit_py.errors import InvalidDigest, InvalidOption, ProtocolError
+from buildkit_py.layout import archive_blobs
 from buildkit_py.session.attachable import Call, CallError, Code, Handler, metadata_values, only_message
 
 if TYPE_CHECKING:
@@ -73,9 +75,30 @@ class BlobStore:
         self.committed.pop(digest, None)  # the last one comes last, also when it came before
         self.committed[digest] = size
 
-    def open(self, digest: Digest) -> BinaryIO:
-        """The blob's content; raises OSError, as open() does."""
-        return self.path(digest).open("rb", buffering=0)
+    def open(self, digest: Digest) -> tuple[BinaryIO, int]:
+        """A file for the caller to close, and where in it the blob begins; raises OSError, as open() does."""
+        return self.path(digest).open("rb", buffering=0), 0
+
+
+class ArchiveStore(BlobStore):
+    """The blobs of an OCI layout in a tar archive, read where they lie in it. Not writable."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the archive's headers. Raises OSError, and ProtocolError for an archive that is damaged."""
+        super().__init__(path)
+        self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        self._blobs = archive_blobs(self._file)
+
+    def size(self, digest: Digest) -> int | None:
+        """See BlobStore."""
+        span = self._blobs.get(digest)
+        return None if span is None else span[1]
+
+    def open(self, digest: Digest) -> tuple[BinaryIO, int]:
+        """See BlobStore."""
+        offset, _ = self._blobs[digest]
+        return os.fdopen(os.dup(self._file.fileno()), "rb", buffering=0), offset
 
 
 class Ingest:
@@ -198,11 +221,12 @@ class ContentStores:
         if begin > size:
             raise CallError(Code.OUT_OF_RANGE, f"{digest}: has {size} bytes, {begin} is past its end")
         end = min(size, begin + request.size) if request.size > 0 else size
-        file = await asyncio.to_thread(store.open, digest)
+        file, start = await asyncio.to_thread(store.open, digest)
         try:
             position = begin
             while position < end:
-                data = await asyncio.to_thread(os.pread, file.fileno(), min(CHUNK_BYTES, end - position), position)
+                count = min(CHUNK_BYTES, end - position)
+                data = await asyncio.to_thread(os.pread, file.fileno(), count, start + position)
                 if not data:
                     raise CallError(Code.DATA_LOSS, f"{digest}: has shrunk to {position} bytes")
                 reply = content_pb2.ReadContentResponse(offset=position - begin, data=data)
@@ -326,9 +350,14 @@ def _expected(text: str) -> Digest | None:
 
 def open_layout_store(root: Path, *, option: str) -> BlobStore:
     """The blobs of a layout that exists; option names it in the InvalidOption that is raised otherwise. Blocks."""
+    if root.is_file():
+        try:
+            return ArchiveStore(root)
+        except (OSError, ProtocolError) as error:
+            raise InvalidOption(f"{option}: {root}: {error}") from error
     if not (root / "oci-layout").is_file():
-        raise InvalidOption(f"{option}: {root} is not an OCI layout directory")
+        raise InvalidOption(f"{option}: {root} is not an OCI layout directory, nor a tar archive of one")
     return BlobStore(root)
 
 
-__all__ = ["BlobStore", "ContentStores", "open_layout_store"]
+__all__ = ["ArchiveStore", "BlobStore", "ContentStores", "open_layout_store"]

@@ -238,7 +238,7 @@ async def test_a_private_repository_is_logged_in_to_with_a_secret(builds: Builds
 async def test_named_contexts_of_every_kind(
     builds: Builds, repository: str, tmp_path: Path, registry: RegistryServer
 ) -> None:
-    """An image, two ways of an OCI layout, a directory, and a repository."""
+    """An image, three ways of an OCI layout, a directory, and a repository."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "Dockerfile").write_text("FROM scratch\nCOPY file /\n")
@@ -251,10 +251,13 @@ async def test_named_contexts_of_every_kind(
         (source / "file").write_text("other")
         other = await build(client, BuildRequest(context=source, tags=["other:2"], attestations={}, outputs=outputs))
     assert other.descriptor is not None
+    with tarfile.open(tmp_path / "layout.tar", "w") as archive:
+        archive.add(layout, ".")
     named = {
         "image": f"docker-image://{image}",
         "layout": f"oci-layout://{layout}:1",
         "digest": f"oci-layout://{layout}@{other.descriptor.digest}",
+        "archive": f"oci-layout://{tmp_path}/layout.tar:2",
         "directory": str(source),
         "git": f"{repository}#other",
         "nothing": "docker-image://scratch",
@@ -262,6 +265,7 @@ async def test_named_contexts_of_every_kind(
     dockerfile = (
         b"FROM image AS base\nFROM nothing\n"
         b"COPY --from=base /file /image\nCOPY --from=layout /file /layout\nCOPY --from=digest /file /digest\n"
+        b"COPY --from=archive /file /archive\n"
         b"COPY --from=directory /file /directory\nCOPY --from=git /file /git\n"
     )
     files = await builds(context=None, dockerfile=dockerfile, build_contexts=named, platforms=["amd64"])
@@ -269,6 +273,7 @@ async def test_named_contexts_of_every_kind(
         "image": b"image",
         "layout": b"image",
         "digest": b"other",
+        "archive": b"other",
         "directory": b"other",
         "git": b"branch",
     }
@@ -286,8 +291,9 @@ async def test_a_file_from_the_web_as_a_named_context(builds: Builds, web: Serve
     assert len([line for line in web.requests if "GET /plain" in line]) == 1
 
 
-async def test_a_layout_is_a_base_image_for_two_platforms(builds: Builds, tmp_path: Path) -> None:
-    """From one index, of which each solve takes what it needs."""
+@pytest.mark.parametrize("archive", [False, True])
+async def test_a_layout_is_a_base_image_for_two_platforms(builds: Builds, tmp_path: Path, archive: bool) -> None:
+    """From one index, of which each solve takes what it needs; from a directory, and from what ``type=oci`` writes."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "Dockerfile").write_text("FROM scratch\nARG TARGETARCH\nCOPY ${TARGETARCH} /file\n")
@@ -295,7 +301,7 @@ async def test_a_layout_is_a_base_image_for_two_platforms(builds: Builds, tmp_pa
         (source / arch).write_text(arch)
     layout = tmp_path / "layout"
     async with connect(builds.address) as client:
-        output = ExporterSpec(type="oci", dest=f"{layout}/")
+        output = ExporterSpec(type="oci", dest=str(layout) if archive else f"{layout}/")
         request = BuildRequest(context=source, platforms=["amd64", "arm64"], outputs=[output])
         await build(client, request)
     files = await builds(

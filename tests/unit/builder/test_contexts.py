@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,43 @@ def test_layouts_by_tag_by_digest_and_alone(context: Path, tmp_path: Path) -> No
         assert path == (tmp_path / root).resolve()
         assert checked.attrs["context:base"] == f"oci-layout://{store}{rest}"
         assert str(tmp_path) not in checked.attrs["context:base"]
+
+
+def test_layouts_in_archives(context: Path, tmp_path: Path) -> None:
+    """By the same words; what is no such archive is told of before any work."""
+    one, two = make_layout(tmp_path / "two", "latest", "v2")
+    with tarfile.open(tmp_path / "two.tar", "w") as archive:
+        archive.add(tmp_path / "two", ".")
+    (tmp_path / "link").symlink_to("two.tar")
+    for text, rest in (("two.tar", f"@{one}"), ("two.tar:v2", f":v2@{two}"), (f"link@{two}", f"@{two}")):
+        checked = plan(BuildRequest(context=context, build_contexts={"base": f"oci-layout://{tmp_path}/{text}"}))
+        ((store, path),) = checked.sources.layouts.items()
+        assert path == (tmp_path / "two.tar").resolve()
+        assert checked.attrs["context:base"] == f"oci-layout://{store}{rest}"
+    (tmp_path / "text").write_text("no archive " * 100)
+    with tarfile.open(tmp_path / "other.tar", "w") as archive:
+        archive.add(tmp_path / "text", "text")
+    with tarfile.open(tmp_path / "two.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "two", ".")
+    for text, why in (
+        ("text", "text: .*tar"),
+        ("other.tar", "this is no OCI layout"),
+        ("two.tar:v3", "has no such image; it has latest"),
+        ("two.tar.gz", "two.tar.gz: .*tar"),
+    ):
+        with pytest.raises(InvalidOption, match=f"build context base: .*{why}"):
+            plan(BuildRequest(context=context, build_contexts={"base": f"oci-layout://{tmp_path}/{text}"}))
+
+
+def test_a_layout_whose_only_image_has_no_name(context: Path, tmp_path: Path) -> None:
+    """Whatever tag is given is that one, as it is for docker buildx."""
+    (only,) = make_layout(tmp_path / "one", "gone")
+    index = json.loads((tmp_path / "one" / "index.json").read_text())
+    del index["manifests"][0]["annotations"]
+    (tmp_path / "one" / "index.json").write_text(json.dumps(index))
+    for tag in ("", ":any"):
+        checked = plan(BuildRequest(context=context, build_contexts={"base": f"oci-layout://{tmp_path}/one{tag}"}))
+        assert checked.attrs["context:base"].endswith(f"{tag}@{only}")
 
 
 def test_layouts_that_cannot_be_used(context: Path, tmp_path: Path) -> None:
