@@ -427,6 +427,33 @@ class Client:
         await self._solve(request, message, session, on_status, frontend=answer)
         return MappingProxyType(found)
 
+    async def read_file(
+        self,
+        definition: Definition,
+        path: str,
+        *,
+        max_bytes: int,
+        attachables: Sequence[Attachable] = (),
+        on_status: StatusHandler | None = None,
+    ) -> bytes:
+        """Solve a definition and read a file of its result, of a longer one the first max_bytes; no record is left.
+
+        The daemon refuses more than fits into one message of 16 MiB. Raises what solve() raises.
+        """
+        from buildkit_py.rpc import gateway
+
+        request = SolveRequest(definition=definition, internal=True)
+        found = bytearray()
+        async with self.open_session(attachables) as session:
+            message = request.to_pb(session)
+            inner = gateway.as_gateway(message)
+
+            async def answer() -> None:
+                await gateway.read_file(self._connection, request.ref, inner, path, max_bytes, found)
+
+            await self._solve(request, message, session, on_status, frontend=answer)
+        return bytes(found)
+
     async def _solve(
         self,
         request: SolveRequest,

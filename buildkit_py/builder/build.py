@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from buildkit_py.builder.contexts import has_streams
+from buildkit_py.builder.contexts import has_streams, is_web
 from buildkit_py.builder.graph import GraphRequest, plan_graph
 from buildkit_py.builder.identity import node_id
 from buildkit_py.builder.outputs import ClientOutputs, receiver
@@ -84,6 +84,10 @@ async def build(
             from buildkit_py.builder.streams import open_streams
 
             request = await open_streams(request)
+        if is_web(request.dockerfile):
+            from buildkit_py.builder.webfile import fetch_dockerfile
+
+            request = await fetch_dockerfile(client, request, on_status)
         checked: Plan = plan(request)
     else:
         checked = await _plan_graph(client, request)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from buildkit_py.builder.build import StatusCallback
+from buildkit_py.builder.contexts import is_web
 from buildkit_py.builder.identity import node_id
 from buildkit_py.builder.registries import OpenRegistries
 from buildkit_py.builder.request import BuildRequest, Plan, plan
@@ -70,7 +71,12 @@ async def call(
 
     Raises as build() does; UnsupportedByDaemon for what the frontend does not answer.
     """
-    checked = plan(await open_streams(request))
+    request = await open_streams(request)
+    if is_web(request.dockerfile):
+        from buildkit_py.builder.webfile import fetch_dockerfile
+
+        request = await fetch_dockerfile(client, request, on_status)
+    checked = plan(request)
     registries = OpenRegistries(credentials, registry_config)
     try:
         services = await asyncio.to_thread(ClientServices, checked)

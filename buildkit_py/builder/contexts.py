@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 from urllib.parse import urlsplit
 
 from buildkit_py.errors import InvalidOption, InvalidReference
@@ -66,8 +66,8 @@ class DockerfileSources:
 def plan_sources(context: Context, dockerfile: DockerfileSource, named: Mapping[str, str]) -> DockerfileSources:
     """Check where all files come from; raise InvalidOption for the first that does not exist or makes no sense.
 
-    Streams must have been opened: context is a path, a URL, an archive as a Replay, or None; dockerfile a path or
-    its content.
+    Streams must have been opened: context is a path, a URL, an archive as a Replay, or None; dockerfile a path,
+    a URL or its content.
     """
     found = DockerfileSources()
     _add_context(found, context, dockerfile)
@@ -88,6 +88,11 @@ def has_streams(context: Context, dockerfile: DockerfileSource) -> bool:
     )
 
 
+def is_web(dockerfile: DockerfileSource) -> TypeGuard[str]:
+    """Whether the daemon has to fetch the Dockerfile."""
+    return isinstance(dockerfile, str) and dockerfile.startswith(("http://", "https://"))
+
+
 def is_git_over_ssh(context: Context) -> bool:
     """Whether the daemon needs an ssh agent to fetch the context."""
     return isinstance(context, str) and not Path(context).is_dir() and _GIT_SSH.match(context) is not None
@@ -95,6 +100,8 @@ def is_git_over_ssh(context: Context) -> bool:
 
 def _add_context(found: DockerfileSources, context: Context, dockerfile: DockerfileSource) -> None:
     inline = dockerfile if isinstance(dockerfile, bytes) else None
+    if is_web(dockerfile):
+        inline = dockerfile.encode(errors="surrogateescape")  # in place of what is fetched when all else is right
     path = None if dockerfile is None or inline is not None else os.fspath(_path_like(dockerfile, "dockerfile"))
     if path == "":
         raise InvalidOption("dockerfile: must not be empty")

@@ -76,8 +76,9 @@ class BuildRequest(CommonRequest):
     or a binary stream, and ``-`` for standard input: a tar archive, or a Dockerfile without a context. None is an
     empty directory."""
     dockerfile: DockerfileSource = None
-    """Path of the Dockerfile; within a context that is no directory a relative one is looked for there. Bytes or a
-    binary stream, and ``-`` for standard input, are its content. Default: ``Dockerfile`` in the context."""
+    """Path of the Dockerfile; within a context that is no directory a relative one is looked for there. Also an http
+    or https URL, which the daemon fetches. Bytes or a binary stream, and ``-`` for standard input, are its content.
+    Default: ``Dockerfile`` in the context."""
     target: str = ""
     """Stage to build; empty is the last one."""
     build_args: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

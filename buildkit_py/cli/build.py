@@ -23,7 +23,7 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
     """Add the arguments, spelt as docker buildx spells them."""
     add = parser.add_argument
     add("context", nargs="?", default=".", metavar="PATH|URL|-", help="context (default: this directory)")
-    add("-f", "--file", metavar="PATH", help="Dockerfile (default: PATH/Dockerfile); - is standard input")
+    add("-f", "--file", metavar="PATH|URL|-", help="Dockerfile (default: PATH/Dockerfile)")
     add_output_flags(parser)
     add("--target", default="", metavar="STAGE", help="stage to build")
     add("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="build argument")

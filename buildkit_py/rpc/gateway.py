@@ -68,6 +68,27 @@ async def answer(
     await _return(connection, ref, gateway_pb2.ReturnRequest(result=result))
 
 
+async def read_file(
+    connection: Connection, ref: str, inner: gateway_pb2.SolveRequest, path: str, max_bytes: int, found: bytearray
+) -> None:
+    """Solve a definition for the solve ref, which is running or about to; found gets the file, at most so many bytes.
+
+    The solve ends without a result of its own, or with the error of whatever failed. Raises grpc.RpcError with the
+    same. When the solve has ended well, found is complete, though this may not have returned yet.
+    """
+    result = await _inner(connection, ref, inner)
+    request = gateway_pb2.ReadFileRequest(
+        Ref=result.ref.id, FilePath=path, Range=gateway_pb2.FileRange(Offset=0, Length=max_bytes)
+    )
+    try:
+        found += (await connection.gateway.ReadFile(request, metadata=((_BUILD_ID, ref),))).Data[:max_bytes]
+    except grpc.RpcError as error:
+        with contextlib.suppress(grpc.RpcError):
+            await _return(connection, ref, gateway_pb2.ReturnRequest(error=status_of(error)))
+        raise
+    await _return(connection, ref, gateway_pb2.ReturnRequest(result=gateway_pb2.Result()))
+
+
 async def _inner(connection: Connection, ref: str, inner: gateway_pb2.SolveRequest) -> gateway_pb2.Result:
     """What the daemon makes of the inner solve; where that fails the outer one is told so."""
     await _known(connection, ((_BUILD_ID, ref),))

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import CommandLine
+from tests.support.cli import CommandLine, refused
+from tests.support.git_server import Server, find_git_server, git, serve_directory
 
 pytestmark = pytest.mark.daemon
 
@@ -57,6 +59,103 @@ def test_an_archive_on_standard_input(cli: CommandLine, tmp_path: Path) -> None:
     with (tmp_path / "context.tar.gz").open("rb") as stdin:
         subprocess.run(command, env=cli.environment(), stdin=stdin, check=True, capture_output=True, timeout=60)
     assert (tmp_path / "other" / "Other").exists()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Server]:
+    """A server of files on loopback, with a Dockerfile, an archive and a repository as contexts."""
+    root = tmp_path / "web"
+    (root / "work").mkdir(parents=True)
+    own = {"Dockerfile": b"FROM scratch\nCOPY file /own\n", "file": b"content"}
+    for name, content in own.items():
+        (root / "work" / name).write_bytes(content)
+    (root / "context.tar.gz").write_bytes(archive(**own))
+    (root / "My.Dockerfile").write_bytes(FROM_ELSEWHERE)
+    if find_git_server() is not None:
+        git(root / "work", "init", "-q", "-b", "main")
+        git(root / "work", "add", "-A")
+        git(root / "work", "commit", "-q", "-m", "one")
+        git(root / "work", "clone", "-q", "--bare", str(root / "work"), str(root / "repo.git"))
+    with serve_directory(root) as server:
+        yield server
+
+
+FROM_ELSEWHERE = b"FROM scratch\nCOPY f* /elsewhere\n"
+CONTEXTS = ("directory", "archive", "git", "http")
+
+
+def context_of(kind: str, web: Server) -> tuple[str, bytes]:
+    """The context's argument, and what standard input has to be."""
+    if kind == "git" and find_git_server() is None:
+        pytest.skip("git cannot serve repositories here")
+    if kind == "archive":
+        return "-", (web.root / "context.tar.gz").read_bytes()
+    where = {"directory": str(web.root / "work"), "git": f"{web.url}/repo.git", "http": f"{web.url}/context.tar.gz"}
+    return where[kind], b""
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+@pytest.mark.parametrize("place", ["url", "stdin", "absolute"])
+def test_a_dockerfile_from_elsewhere_for_every_context(
+    cli: CommandLine, web: Server, tmp_path: Path, kind: str, place: str
+) -> None:
+    """In place of the one that the context has."""
+    context, stdin = context_of(kind, web)
+    if place == "stdin":
+        if stdin:
+            refused(cli("build", "-", "-f", "-", stdin=stdin), 2, "both the context and the Dockerfile")
+            return
+        stdin = FROM_ELSEWHERE
+    file = {"url": f"{web.url}/My.Dockerfile", "stdin": "-", "absolute": str(web.root / "My.Dockerfile")}[place]
+    done = cli("build", context, "-q", "-f", file, "-o", tmp_path / "out", stdin=stdin)
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "out" / "elsewhere").read_text() == "content"
+
+
+def test_a_dockerfile_by_url_is_fetched_as_it_is_now(cli: CommandLine, web: Server, tmp_path: Path) -> None:
+    """Once for all platforms, again for each build, and asked about too; what it may not say is not shown."""
+    url = f"{web.url}/My.Dockerfile?token=hunter2"
+    build = ("build", web.root / "work", "-f", url, "--platform", "linux/amd64,linux/arm64", "--progress", "plain")
+    done = cli(*build, "-o", tmp_path / "out")
+    assert done.code == 0, done.stderr
+    assert f"[internal] load {web.url}/My.Dockerfile" in done.stderr
+    assert "hunter2" not in done.stderr
+    assert len([line for line in web.requests if "My.Dockerfile" in line and "GET" in line]) == 1
+    assert (tmp_path / "out" / "linux_arm64" / "elsewhere").exists()
+    (web.root / "My.Dockerfile").write_text("FROM scratch AS changed\nCOPY file /changed\n")
+    assert "changed" in cli("build", web.root / "work", "-f", url, "--call", "targets").stdout
+    done = cli(*build, "-o", tmp_path / "out")
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "out" / "linux_amd64" / "changed").exists()
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_dockerfile_that_is_not_there(cli: CommandLine, web: Server, tmp_path: Path, kind: str) -> None:
+    """In any context, at a path of this machine, and at a URL; it is named, and nothing is written."""
+    context, stdin = context_of(kind, web)
+    in_context = str(web.root / "work" / "None") if kind == "directory" else "None"
+    out = tmp_path / "out"
+    refused(
+        cli("build", context, "-q", "-f", in_context, "-o", out, stdin=stdin), 2 if kind == "directory" else 1, "None"
+    )
+    absent = tmp_path / "absent"
+    refused(cli("build", context, "-f", absent, "-o", out, stdin=stdin), 2, f"{absent} does not exist")
+    done = cli("build", context, "-q", "-f", f"{web.url}/none", "-o", out, stdin=stdin)
+    refused(done, 1, "404")
+    assert f"the daemon cannot fetch the Dockerfile {web.url}/none" in done.stderr
+    assert not out.exists()
+
+
+def test_a_dockerfile_by_url_that_cannot_be_one(cli: CommandLine, web: Server, tmp_path: Path) -> None:
+    """Empty or too large; and nothing is fetched for a build whose other words are wrong."""
+    (web.root / "empty").write_bytes(b"\n")
+    with (web.root / "large").open("wb") as file:
+        file.truncate(64 << 20)
+    for name, why in (("empty", "is empty"), ("large", "is more than 2097152 bytes")):
+        refused(cli("build", web.root / "work", "-q", "-f", f"{web.url}/{name}"), 2, f"/{name} {why}")
+    web.requests.clear()
+    refused(cli("build", tmp_path / "none", "-f", f"{web.url}/My.Dockerfile"), 2, "none does not exist")
+    assert web.requests == []
 
 
 @pytest.mark.parametrize(
