@@ -205,7 +205,9 @@ class _Run:
                 # Streams to this machine do not say which solve they belong to, so this solve gets a session of
                 # its own for them; where the frontend can be told so, its directories still come from the shared one.
                 own = await stack.enter_async_context(self._open_session(receiving))
-            # A lone solve needs no other session, and what it is told would be part of its provenance.
+            # A lone solve needs no other session, and what it is told is part of its provenance. For several there is
+            # no way around that: what says which session has the directories is an argument of the frontend, which
+            # daemons record; without it each solve would be sent the context again.
             shared = own is not session and len(self._plan.platforms) > 1
             work = self._plan.work(platform, directories_session=session.id if shared else "")
             first = self._request(work, exporters, platform, cache_exports=self._services.cache_exports(platform))

@@ -37,7 +37,8 @@ async def fetch_dockerfile(client: Client, request: BuildRequest, on_status: Sta
 
         attachables.append(SourcePolicy(request.source_policy))
     parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # no password, and no query, which may hold one
+    # Without a password, and without the query, which may hold one.
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     source = llb.http(url, filename="Dockerfile", custom_name=f"[internal] load {shown}")
 
     def update(status: StatusUpdate) -> None:
