@@ -1,10 +1,10 @@
-# Targets for users: demo, test. For contributors: install, check, test-unit, test-daemon, gen, golden, bench, clean.
+# Targets for users: demo, test. For contributors: install, check, test-unit, test-daemon, test-compat, gen, golden, bench, clean.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export BUILDKIT_PY_PREFIX ?= $(CURDIR)/.cache/prefix
 
-.PHONY: help install servers demo check test test-unit test-daemon gen bench clean
+.PHONY: help install servers demo check test test-unit test-daemon test-compat gen bench clean
 
 help:
 	@grep -E '^# ' Makefile | sed 's/^# //'
@@ -45,6 +45,12 @@ test-unit: install
 
 test-daemon: servers
 	BUILDKIT_PY_REQUIRE_DAEMON=1 $(BIN)/python -m pytest -m daemon
+
+# The same tests on an older engine, Debian 13's, fetched beside the other one.
+test-compat: servers
+	@$(BIN)/python scripts/fetch_servers.py compat
+	env -u BUILDKIT_HOST BUILDKIT_PY_REQUIRE_DAEMON=1 BUILDKIT_PY_TEST_ENGINE=$(BUILDKIT_PY_PREFIX)-compat \
+		$(BIN)/python -m pytest -m daemon
 
 gen: install
 	$(BIN)/python scripts/gen_protos.py

@@ -7,15 +7,16 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
-from buildkit_py import rpc
+from buildkit_py import features, rpc
 from buildkit_py.errors import (
     BuildKitError,
     ConnectionLost,
@@ -36,6 +37,7 @@ from buildkit_py.session.server import Session, open_session
 
 if TYPE_CHECKING:
     from buildkit_py.digest import Digest
+    from buildkit_py.features import Feature
     from buildkit_py.llb.definition import Definition
     from buildkit_py.oci import Descriptor
     from buildkit_py.records import DaemonInfo, UsageRecord, Worker
@@ -43,7 +45,11 @@ if TYPE_CHECKING:
 _REF_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _REF_LENGTH = 25  # as the Go client's random ids
 
-_POLICY_SESSIONS = "source.policy.session"
+# Source: buildkit, util/apicaps/caps.go, CapError.
+_LACKING = re.compile(
+    r"unknown API capability (?P<unknown>\S+)"
+    r"|requested (?:\w+ )?feature (?P<known>\S+) .*(?:not supported|been disabled)"
+)
 
 STATUS_DRAIN_SECONDS = 5.0
 """How long after the end of a solve its status may be silent before it is given up."""
@@ -168,7 +174,10 @@ class Client:
 
     def __init__(self, connection: rpc.Connection) -> None:
         self._connection = connection
-        self._capabilities: dict[str, bool] = {}
+        self._capabilities: frozenset[str] | None = None
+        self._asking = asyncio.Lock()
+        self._checks_versions: bool | None = None
+        """Whether the daemon knows of versions of provenance; None until it was tried."""
 
     @property
     def address(self) -> str:
@@ -217,6 +226,7 @@ class Client:
         """Delete cache records and yield each one deleted; sizes are in bytes, 0 sets no limit.
 
         With all, also internal and shared records go. Leaving the iteration early stops the pruning.
+        UnsupportedByDaemon from one that would not heed a filter or a size.
         """
         from buildkit_py.records import UsageRecord
 
@@ -228,6 +238,7 @@ class Client:
             maxUsedSpace=max_used_space,
             minFreeSpace=min_free_space,
         )
+        await self._check(features.used_by_prune(request))
         call = self._connection.control.Prune(request)
         try:
             with rpc.mapped("prune the cache"):
@@ -339,9 +350,10 @@ class Client:
         the daemon goes away. Cancelling the call cancels the solve on the daemon. There is no deadline:
         use ``asyncio.timeout``.
 
-        A SourcePolicy in the session decides about the solve's sources; a daemon that would not ask it is refused
-        with UnsupportedByDaemon. Caches of type local are directories of this machine; on a session that is
-        open already they are those that LocalCaches made of them, and serving and publishing them is the caller's.
+        Raises UnsupportedByDaemon instead where the daemon would leave out something of the request, or knows no
+        such op. A SourcePolicy in the session decides about the solve's sources. Caches of type local are directories
+        of this machine; on a session that is open already they are those that LocalCaches made of them, and serving
+        and publishing them is the caller's.
         """
         if not isinstance(request, SolveRequest):
             request = SolveRequest(definition=request)
@@ -362,33 +374,54 @@ class Client:
             await asyncio.to_thread(caches.publish, result.response)
         return result
 
-    async def supports(self, capability: str) -> bool:
-        """Whether the daemon knows a capability of LLB, such as "source.policy.session"; asked once for each.
+    async def capabilities(self) -> frozenset[str]:
+        """What the daemon can do for LLB and frontends, by name, such as "exporter.multiple"; asked once."""
+        from buildkit_py.rpc import gateway
 
-        A daemon does not list what it can do, and its version does not tell either, as engines embed BuildKit
-        without one: it is given an empty solve that says that it needs the capability.
-        """
-        known = self._capabilities.get(capability)
-        if known is None:
+        async with self._asking:
+            if self._capabilities is None:
+                with rpc.mapped("ask for the capabilities"), _sole_error():
+                    self._capabilities = await gateway.capabilities(self._connection, new_ref())
+            return self._capabilities
+
+    async def supports(self, capability: str) -> bool:
+        """Whether the daemon has a capability. Its version does not tell, as engines embed BuildKit without one."""
+        return capability in await self.capabilities()
+
+    async def _has(self, feature: Feature) -> bool:
+        if feature.is_ancient and self._connection.says_version:
+            return True
+        if feature.capability:
+            return await self.supports(feature.capability)
+        if self._checks_versions is None:
+            # Whoever knows about versions refuses one that does not exist; others solve this, which is nothing.
+            attrs = {"attest:provenance": "version=none"}
+            request = SolveRequest(definition=_empty_directory(), frontend_attrs=attrs, internal=True)
             try:
-                await self.solve(SolveRequest(definition=_needing(capability), internal=True))
-                known = True
-            except SolveError as error:
-                if capability not in error.message:
-                    raise
-                known = False
-            self._capabilities[capability] = known
-        return known
+                async with self.open_session() as session:
+                    await self._solve(request, request.to_pb(session), session, None)
+            except SolveError:
+                self._checks_versions = True
+            else:
+                self._checks_versions = False
+        return self._checks_versions
+
+    async def _message(self, request: SolveRequest, session: Session) -> control_pb2.SolveRequest:
+        """What to send; UnsupportedByDaemon where the daemon would leave something of it out."""
+        message = request.to_pb(session)
+        await self._check(features.used(message))
+        return message
+
+    async def _check(self, wanted: Iterable[Feature]) -> None:
+        for feature in dict.fromkeys(wanted):
+            if not await self._has(feature):
+                able = f"BuildKit {feature.since} or newer can"
+                raise UnsupportedByDaemon(f"{feature.name}: the daemon at {self.address} cannot do that; {able}")
 
     async def _checked_solve(
         self, request: SolveRequest, session: Session, on_status: StatusHandler | None
     ) -> SolveResult:
-        if session.serves(CHECK_POLICY) and not await self.supports(_POLICY_SESSIONS):
-            raise UnsupportedByDaemon(
-                f"the daemon at {self.address} cannot ask a source policy (BuildKit v0.26 or newer can): "
-                "the build would run without it"
-            )
-        message = request.to_pb(session)
+        message = await self._message(request, session)
         if not request.result_metadata:
             return await self._solve(request, message, session, on_status)
         from buildkit_py.rpc import gateway
@@ -417,7 +450,7 @@ class Client:
             raise InvalidOption("a call needs a frontend")
         from buildkit_py.rpc import gateway
 
-        message = request.to_pb(session)
+        message = await self._message(request, session)
         inner = gateway.as_gateway(message)
         found: dict[str, bytes] = {}
 
@@ -519,8 +552,12 @@ class Client:
             # The solve's own answer says what happened; the status only shows it.
             return
 
-    @staticmethod
-    def _solve_error(error: RPCError, request: SolveRequest, progress: BuildProgress) -> BuildKitError:
+    def _solve_error(self, error: RPCError, request: SolveRequest, progress: BuildProgress) -> BuildKitError:
+        lacking = _LACKING.search(error.message)
+        if lacking is not None:
+            return UnsupportedByDaemon(
+                f"the daemon at {self.address} lacks {lacking[lacking.lastgroup or 0]}: {error.message}"
+            )
         failed = rpc.solve_error(error, ref=request.ref, platform=request.label)
         if not failed.vertex:
             return failed
@@ -581,15 +618,14 @@ def _cache_to_pb(spec: CacheSpec) -> control_pb2.CacheOptionsEntry:
     return control_pb2.CacheOptionsEntry(Type=spec.type, Attrs=dict(spec.attrs))
 
 
-def _needing(capability: str) -> bytes:
-    """Definition of an empty file system by a daemon that has the capability."""
+def _empty_directory() -> bytes:
+    """Definition of something that is made without any files."""
     directory = ops_pb2.FileActionMkDir(path="/empty", mode=0o755, timestamp=-1)
     action = ops_pb2.FileAction(input=-1, secondaryInput=-1, output=0, mkdir=directory)
     operation = ops_pb2.Op(file=ops_pb2.FileOp(actions=[action])).SerializeToString(deterministic=True)
     digest = f"sha256:{hashlib.sha256(operation).hexdigest()}"
     root = ops_pb2.Op(inputs=[ops_pb2.Input(digest=digest)]).SerializeToString(deterministic=True)
-    metadata = {digest: ops_pb2.OpMetadata(caps={capability: True})}
-    definition = ops_pb2.Definition(metadata=metadata)
+    definition = ops_pb2.Definition()
     getattr(definition, "def").extend([operation, root])  # a word of Python's
     return definition.SerializeToString(deterministic=True)
 

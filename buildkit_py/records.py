@@ -70,20 +70,24 @@ class Worker:
         return cls(
             id=message.ID,
             labels=MappingProxyType(dict(message.Labels)),
-            # An engine leaves out the variant that its own builds have.
-            platforms=tuple(Platform.from_pb(platform).normalized() for platform in message.platforms),
+            # An engine leaves out the variant that its own builds have, and then lists its own platform twice.
+            platforms=tuple(dict.fromkeys(Platform.from_pb(platform).normalized() for platform in message.platforms)),
             gc_policy=tuple(GCRule.from_pb(rule) for rule in message.GCPolicy),
             version=None if version is None else DaemonInfo.from_pb(version),
         )
 
     def emulation_hint(self, platform: Platform | None) -> str:
-        """What to try after an ``exec format error``; "" where the worker can run programs of the platform."""
+        """What to try after an ``exec format error``; "" where the worker can run programs of the platform.
+
+        Engines before 27 leave out what containerd takes another platform to cover, such as linux/arm/v7 beside
+        linux/arm64, so one that is not listed may run all the same.
+        """
         if platform in self.platforms:
             return ""
         wanted = "what this step is for" if platform is None else str(platform)
         names = ", ".join(str(entry) for entry in self.platforms) or "none"
         return (
-            f"the daemon cannot run {wanted}; it can run {names}. Emulators add more: install "
+            f"the daemon does not say that it can run {wanted}; it says {names}. Emulators add more: install "
             "qemu-user-static and binfmt-support on the daemon's machine, then restart the daemon"
         )
 

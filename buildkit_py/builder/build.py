@@ -29,6 +29,7 @@ from buildkit_py.errors import (
     InvalidPlatform,
     ProtocolError,
     SolveError,
+    UnsupportedByDaemon,
     leaves,
 )
 from buildkit_py.options import CacheSpec, ExporterSpec
@@ -388,6 +389,8 @@ def _joined(group: BaseExceptionGroup[BaseException]) -> BaseException:
     ours = [error for error in errors if isinstance(error, BuildKitError)]
     if len(ours) != len(errors):
         return group
-    # A daemon that goes away does so for every platform.
-    lost = [error for error in ours if isinstance(error, ConnectionLost)]
-    return lost[0] if len(lost) == len(ours) else BuildErrors(f"{len(ours)} platforms failed", ours)
+    # A daemon that goes away does so for every platform, and so does one that is too old.
+    for kind in (ConnectionLost, UnsupportedByDaemon):
+        if all(isinstance(error, kind) for error in ours):
+            return ours[0]
+    return BuildErrors(f"{len(ours)} platforms failed", ours)

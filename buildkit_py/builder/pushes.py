@@ -18,7 +18,10 @@ PAUSE_SECONDS = 0.5
 """Before a push is tried once more: others than this build may push the same."""
 
 # A registry says so of a manifest whose layers it does not find. They were all pushed before, so it is wrong.
-_MISSED = re.compile(r"failed to push [\s\S]*(?:blob unknown|BLOB_UNKNOWN|digest did not match)")
+# Older daemons do not hand on what it says.
+_MISSED = re.compile(
+    r"failed to push [\s\S]*(?:blob unknown|BLOB_UNKNOWN|digest did not match|/manifests/\S+: 400 Bad Request\Z)"
+)
 
 
 class PushAttempts:

@@ -182,7 +182,7 @@ class Copy:
     include_patterns: Iterable[str] = ()
     exclude_patterns: Iterable[str] = ()
     required_paths: Iterable[str] = ()
-    """Fail where one of these is not there."""
+    """Fail where one of these absolute paths is not there."""
     attempt_unpack: bool = False
     """Unpack archives as ADD does."""
     create_dest_path: bool = False

@@ -57,6 +57,8 @@ class Connection:
         self.channel = channel
         self._control = control_pb2_grpc.ControlStub(channel)
         self._closed = False
+        self.says_version = True
+        """False for BuildKit before v0.11, which cannot be asked."""
         self._tls = tls
         self._dial_timeout = dial_timeout
         self._context: ssl.SSLContext | None = None
@@ -282,6 +284,7 @@ async def _ready(connection: Connection, tls: TLSMaterial | None, dial_timeout: 
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
             # BuildKit before v0.11, or something else that speaks gRPC.
+            connection.says_version = False
             await control.ListWorkers(control_pb2.ListWorkersRequest(), timeout=dial_timeout)
     except aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc import aio
 
-from buildkit_py.pb import gateway_pb2
+from buildkit_py.pb import control_pb2, gateway_pb2
 from buildkit_py.rpc.status import status_of
 
 if TYPE_CHECKING:
-    from buildkit_py.pb import control_pb2
     from buildkit_py.rpc.connection import Connection
 
 _BUILD_ID = "buildkit-controlapi-buildid"
@@ -89,6 +88,26 @@ async def read_file(
     await _return(connection, ref, gateway_pb2.ReturnRequest(result=gateway_pb2.Result()))
 
 
+async def capabilities(connection: Connection, ref: str) -> frozenset[str]:
+    """What the daemon lists for frontends, of its own interface and of LLB, to a solve of nothing named ref.
+
+    Raises grpc.RpcError, alone or in a group.
+    """
+    found: frozenset[str] = frozenset()
+
+    async def answer() -> None:
+        nonlocal found
+        pong = await _known(connection, ((_BUILD_ID, ref),))
+        found = frozenset(entry.ID for entry in (*pong.FrontendAPICaps, *pong.LLBCaps) if entry.Enabled)
+        await _return(connection, ref, gateway_pb2.ReturnRequest(result=gateway_pb2.Result()))
+
+    async with asyncio.TaskGroup() as tasks:
+        answering = tasks.create_task(answer())
+        await connection.control.Solve(control_pb2.SolveRequest(Ref=ref, Internal=True))
+        await answering
+    return found
+
+
 async def _inner(connection: Connection, ref: str, inner: gateway_pb2.SolveRequest) -> gateway_pb2.Result:
     """What the daemon makes of the inner solve; where that fails the outer one is told so."""
     await _known(connection, ((_BUILD_ID, ref),))
@@ -106,12 +125,11 @@ async def _return(connection: Connection, ref: str, answer: gateway_pb2.ReturnRe
     await connection.gateway.Return(answer, metadata=((_BUILD_ID, ref),))
 
 
-async def _known(connection: Connection, metadata: tuple[tuple[str, str], ...]) -> None:
-    """Wait until the daemon knows the solve: it waits for some seconds itself, but the solve may come later."""
+async def _known(connection: Connection, metadata: tuple[tuple[str, str], ...]) -> gateway_pb2.PongResponse:
+    """What the daemon says of itself, once it knows the solve: it waits for some seconds, the solve may come later."""
     while True:
         try:
-            await connection.gateway.Ping(gateway_pb2.PingRequest(), metadata=metadata)
-            return
+            return await connection.gateway.Ping(gateway_pb2.PingRequest(), metadata=metadata)
         except aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_py import connect
 from tests.support import images, servers
 
 
@@ -35,6 +36,23 @@ def daemon_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     with _available(), servers.run_daemon(tmp_path_factory.mktemp("daemon")) as private:
         yield private.address
+
+
+@pytest.fixture(scope="session")
+def capabilities(daemon_address: str) -> frozenset[str]:
+    """What the daemon of all tests says that it can do; decides what tests expect of it."""
+
+    async def ask() -> frozenset[str]:
+        async with connect(daemon_address) as client:
+            return await client.capabilities()
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture(scope="session")
+def secrets_as_variables(capabilities: frozenset[str]) -> bool:
+    """Whether the daemon's own Dockerfile frontend is 1.10 or newer, and takes ``type=secret,env=``."""
+    return "exec.validexitcode" in capabilities  # of BuildKit v0.17, the frontend came with v0.16
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from buildkit_py import BuildRequest, ExporterSpec, build, connect
+from buildkit_py import BuildRequest, ExporterSpec, build, connect, features
+from buildkit_py.errors import UnsupportedByDaemon
 from buildkit_py.oci import Index, Manifest, parse_manifest_or_index
 from buildkit_py.registry import Registry
 from tests.support import servers
@@ -80,9 +82,17 @@ async def test_provenance_in_every_mode(
 
 
 async def test_an_sbom_by_a_scanner_of_ones_own(
-    daemon_address: str, registry: servers.Registry, scratch: Path, base_images: Mapping[str, str], tmp_path: Path
+    daemon_address: str,
+    registry: servers.Registry,
+    scratch: Path,
+    base_images: Mapping[str, str],
+    tmp_path: Path,
+    capabilities: frozenset[str],
 ) -> None:
-    """generator= names it; its documents are paired with both platforms beside the provenance."""
+    """generator= names it; its documents are paired with both platforms beside the provenance.
+
+    Where its parameters would not reach it they are refused.
+    """
     folder = tmp_path / "scanner"
     folder.mkdir()
     (folder / "Dockerfile").write_text(SCANNER)
@@ -100,11 +110,31 @@ async def test_an_sbom_by_a_scanner_of_ones_own(
         )
         attestations = {"sbom": f"generator={scanner},LABEL=mine", "provenance": "mode=max"}
         request = BuildRequest(context=scratch, platforms=TWO, tags=[name], push=True, attestations=attestations)
+        label = "mine"
+        if features.SBOM_PARAMETERS.capability not in capabilities:
+            with pytest.raises(UnsupportedByDaemon, match="sbom parameters"):
+                await build(client, request)
+            label = ""
+            request = replace(request, attestations={**attestations, "sbom": f"generator={scanner}"})
         await build(client, request)
     for found in await statements(name):
         by_type = {str(statement["predicateType"]): statement["predicate"] for statement in found}
         assert any(kind.startswith(SLSA) for kind in by_type)
-        assert by_type["https://spdx.dev/Document"] == {"spdxVersion": "SPDX-2.3", "name": "mine"}
+        assert by_type["https://spdx.dev/Document"] == {"spdxVersion": "SPDX-2.3", "name": label}
+
+
+async def test_a_version_of_provenance(daemon_address: str, registry: servers.Registry, scratch: Path) -> None:
+    """v1 where the daemon makes it; others, which would make v0.2 all the same, are refused."""
+    name = f"{registry.host}/attested/v1:1"
+    request = BuildRequest(context=scratch, tags=[name], push=True, attestations={"provenance": "version=v1"})
+    async with connect(daemon_address) as client:
+        if not await client.supports("source.git.skipsubmodules"):
+            with pytest.raises(UnsupportedByDaemon, match=r"provenance version=v1: .*BuildKit v0\.23"):
+                await build(client, request)
+            return
+        await build(client, request)
+    ((statement,),) = await statements(name)
+    assert statement["predicateType"] == f"{SLSA}v1"
 
 
 async def test_provenance_off(daemon_address: str, registry: servers.Registry, scratch: Path) -> None:

@@ -206,7 +206,10 @@ ROWS: Mapping[str, Row] = {
     "platform-cannot-run": failure(
         build("-f", "Alien", "--platform", "linux/wasm"),
         "linux/wasm",
-        shows=["hint: the daemon cannot run linux/wasm; it can run linux/amd64", "qemu-user-static and binfmt-support"],
+        shows=[
+            "hint: the daemon does not say that it can run linux/wasm; it says linux/amd64",
+            "qemu-user-static and binfmt-support",
+        ],
     ),
     "platform-not-in-base": failure(
         build("-f", "From", "--build-arg", "BASE={image}", "--platform", "linux/s390x"),

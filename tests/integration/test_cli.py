@@ -25,6 +25,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from buildkit_py import features
 from buildkit_py.pb import control_pb2
 from buildkit_py.rpc import open_connection
 from tests.integration.test_connections import Certificates, Control, serving
@@ -145,7 +146,7 @@ def test_an_archive_on_stdout_is_all_that_is_there(cli: CommandLine, scratch: Pa
     assert done.out.endswith(bytes(1024))
 
 
-def test_the_daemons_own_state(cli: CommandLine, alpine: str, tmp_path: Path) -> None:
+def test_the_daemons_own_state(cli: CommandLine, alpine: str, tmp_path: Path, capabilities: frozenset[str]) -> None:
     """info, workers, du and prune: text for people, one JSON document for programs."""
     info = cli("info", "--format", "json")
     assert (info.code, info.stderr) == (0, "")
@@ -166,6 +167,11 @@ def test_the_daemons_own_state(cli: CommandLine, alpine: str, tmp_path: Path) ->
     assert record["in_use"] is False
     assert marker in cli("du", *ours).stdout
     pruned = cli("prune", "--format", "json", *ours)
+    if features.PRUNE_BY_DESCRIPTION.capability not in capabilities:
+        assert pruned.code == 1
+        assert "pruning by description: the daemon at" in pruned.stderr
+        ours = ("--filter", f"id=={record['id']}")
+        pruned = cli("prune", "--format", "json", *ours)
     assert [entry["id"] for entry in json.loads(pruned.stdout)] == [record["id"]]
     assert json.loads(cli("du", "--format", "json", *ours).stdout) == []
     assert cli("prune", *ours).stdout.splitlines()[-1] == "Total: 0B"

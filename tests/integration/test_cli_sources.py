@@ -194,13 +194,16 @@ def test_an_interrupt_ends_a_wait_for_standard_input(cli: CommandLine) -> None:
         stream.close()
 
 
-def test_secrets_and_their_absence_everywhere_else(cli: CommandLine, busybox: Path, tmp_path: Path) -> None:
+def test_secrets_and_their_absence_everywhere_else(
+    cli: CommandLine, busybox: Path, tmp_path: Path, secrets_as_variables: bool
+) -> None:
     """From a file, a variable and a shell's <(command); the values show neither in the output nor in the image."""
     (tmp_path / "file").write_text("hunter2-file")
     digest = hashlib.sha256(b"hunter2-file hunter2-env hunter2-pipe\n").hexdigest()
+    place, read = ("env=TOKEN", "true") if secrets_as_variables else ("target=/t", "TOKEN=$(cat /t)")
     dockerfile = (
         "FROM busybox\n"
-        "RUN --mount=type=secret,id=file --mount=type=secret,id=NAME,env=TOKEN --mount=type=secret,id=piped "
+        f"RUN --mount=type=secret,id=file --mount=type=secret,id=NAME,{place} --mount=type=secret,id=piped {read} && "
         f'echo "$(cat /run/secrets/file) $TOKEN $(cat /run/secrets/piped)" | sha256sum | grep {digest}\n'
     ).encode()
     reading, writing = os.pipe()

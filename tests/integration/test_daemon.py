@@ -21,7 +21,7 @@ from buildkit_py.daemon.launch import Layout
 from buildkit_py.daemon.processes import marked, mounts_below
 from buildkit_py.errors import BuildKitError, ConnectFailed, DeadlineExceeded, InvalidOption
 from tests.support.images import rootfs
-from tests.support.peers import prefix
+from tests.support.peers import engine_prefix
 from tests.support.servers import PrivateDaemon
 
 pytestmark = pytest.mark.daemon
@@ -86,7 +86,7 @@ async def test_starting_again_changes_nothing(fresh_daemon: PrivateDaemon) -> No
 async def test_a_running_daemon_is_not_taken_for_another(fresh_daemon: PrivateDaemon) -> None:
     """Other settings than the daemon has are an error, not silently ignored."""
     other = DaemonOptions(
-        state_dir=fresh_daemon.state_dir, prefix=prefix(), insecure_registries=("registry.test:5000",)
+        state_dir=fresh_daemon.state_dir, prefix=engine_prefix(), insecure_registries=("registry.test:5000",)
     )
     with pytest.raises(InvalidOption, match=r"registry\.test:5000"):
         await daemon.start(other)
@@ -147,14 +147,14 @@ async def test_what_a_killed_daemon_leaves_is_cleared_by_the_next_start(
 
 
 async def test_remove_deletes_everything(state_dir: Path) -> None:
-    await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix()))
+    await daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix()))
     await daemon.stop(state_dir, remove=True)
     assert not state_dir.exists()
     assert leftovers(state_dir) == []
 
 
 async def test_remove_spares_what_others_put_there(state_dir: Path) -> None:
-    await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix()))
+    await daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix()))
     (state_dir / "mine").touch()
     await daemon.stop(state_dir, remove=True)
     assert [path.name for path in state_dir.iterdir()] == ["mine"]
@@ -163,13 +163,15 @@ async def test_remove_spares_what_others_put_there(state_dir: Path) -> None:
 
 async def test_dockerd_leaves_the_containerd_of_the_machine_alone(state_dir: Path) -> None:
     """It has one of its own; without that it does not count as running, and the next start begins anew."""
-    options = DaemonOptions(state_dir=state_dir, prefix=prefix(), kind="dockerd")
+    options = DaemonOptions(state_dir=state_dir, prefix=engine_prefix(), kind="dockerd")
     try:
         daemon.find_daemon(options)
     except ConnectFailed as reason:
         pytest.skip(str(reason))
     first = await daemon.start(options)
-    assert str(Layout.of(state_dir).containerd_socket) in first.log.read_text()
+    # Connections that somebody has accepted at its socket. Source: proc_net_unix(5).
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    assert [row for row in sockets if row[5] == "03" and row[7:] == [str(Layout.of(state_dir).containerd_socket)]]
     containerd = json.loads((state_dir / "daemon.json").read_text())["helper"]["pid"]
     os.kill(containerd, signal.SIGKILL)
     async with asyncio.timeout(10):
@@ -186,7 +188,7 @@ async def test_the_command_line(state_dir: Path) -> None:
 
     async def run(action: str, *arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "buildkit_py", "daemon", action, "--state-dir", str(state_dir), *arguments]
-        env = {**os.environ, "BUILDKIT_PY_PREFIX": str(prefix())}
+        env = {**os.environ, "BUILDKIT_PY_PREFIX": str(engine_prefix())}
         done = await asyncio.to_thread(
             subprocess.run, command, env=env, stdout=subprocess.PIPE, text=True, timeout=90, check=False
         )
@@ -208,9 +210,9 @@ async def test_the_command_line(state_dir: Path) -> None:
 
 async def test_a_daemon_that_ends_at_once_shows_its_log(state_dir: Path) -> None:
     """The error has the daemon's own words."""
-    kind, _ = daemon.find_daemon(DaemonOptions(prefix=prefix()))
+    kind, _ = daemon.find_daemon(DaemonOptions(prefix=engine_prefix()))
     wrong = "--log-level=nonesuch" if kind == "dockerd" else "--oci-worker-snapshotter=nonesuch"
-    options = DaemonOptions(state_dir=state_dir, prefix=prefix(), arguments=(wrong,))
+    options = DaemonOptions(state_dir=state_dir, prefix=engine_prefix(), arguments=(wrong,))
     with pytest.raises(ConnectFailed, match=r"ended before it answered(?s:.*)nonesuch"):
         await daemon.start(options)
     assert leftovers(state_dir) == []
@@ -218,12 +220,12 @@ async def test_a_daemon_that_ends_at_once_shows_its_log(state_dir: Path) -> None
 
 async def test_a_daemon_that_does_not_answer_in_time_is_ended(state_dir: Path) -> None:
     with pytest.raises(DeadlineExceeded, match=r"did not answer .* within 0\.001 seconds"):
-        await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix(), timeout=0.001))
+        await daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix(), timeout=0.001))
     assert leftovers(state_dir) == []
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(state_dir: Path) -> None:
-    starting = asyncio.create_task(daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix())))
+    starting = asyncio.create_task(daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix())))
     layout = Layout.of(state_dir)
     async with asyncio.timeout(20):
         while not any(marked(layout.tag)):
@@ -235,14 +237,14 @@ async def test_a_start_that_is_cancelled_leaves_nothing(state_dir: Path) -> None
 
 
 async def test_two_starts_at_once_make_one_daemon(state_dir: Path) -> None:
-    options = DaemonOptions(state_dir=state_dir, prefix=prefix())
+    options = DaemonOptions(state_dir=state_dir, prefix=engine_prefix())
     first, second = await asyncio.gather(daemon.start(options), daemon.start(options))
     assert first == second
 
 
 async def test_the_id_of_a_dead_daemon_may_be_anybodys(state_dir: Path) -> None:
     """A record that names a living process of others is not believed, and the process not touched."""
-    started = await daemon.start(DaemonOptions(state_dir=state_dir, prefix=prefix()))
+    started = await daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix()))
     assert started.pid is not None
     record = state_dir / "daemon.json"
     text = record.read_text()

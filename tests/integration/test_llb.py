@@ -46,7 +46,9 @@ def bases(base_images: Mapping[str, str], registry: RegistryServer, daemon_addre
     with sync.connect(daemon_address) as client:
         client.build(
             GraphRequest(
-                graph=lambda _: llb.image(names["golang:alpine"]).symlink("/usr/lib/go-1.19", "/usr/local/go"),
+                graph=lambda _: llb.image(names["golang:alpine"]).run(
+                    ["ln", "-s", "/usr/lib/go-1.19", "/usr/local/go"]
+                ),
                 platforms=PLATFORMS,
                 tags=[golang],
                 push=True,

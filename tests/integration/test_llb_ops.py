@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from buildkit_py import ExporterSpec, GraphRequest, SolveRequest, build, connect, llb
-from buildkit_py.errors import SolveError
+from buildkit_py import ExporterSpec, GraphRequest, SolveRequest, build, connect, features, llb
+from buildkit_py.errors import SolveError, UnsupportedByDaemon
 from buildkit_py.oci import Index, Manifest, parse_manifest_or_index
 from buildkit_py.options import SecretSpec, SSHSpec
 from buildkit_py.registry import Registry
@@ -58,14 +58,20 @@ def shell(script: str) -> list[str]:
     return ["sh", "-ec", script]
 
 
-async def test_file_actions(files_of: Any) -> None:
-    """All five, with their options, chained and alone."""
+async def test_file_actions(files_of: Any, capabilities: frozenset[str]) -> None:
+    """All five, with their options, chained and alone; an action that the daemon lacks is refused."""
+    links = features.SYMLINK.capability in capabilities
+    if not links:
+        with pytest.raises(UnsupportedByDaemon, match="symlink"):
+            await files_of(llb.scratch().symlink("a", "/b"))
+    link = llb.Symlink("e/x.txt", "/d/link") if links else llb.Mkfile("/d/link", "x")
+    shown = "-> e/x.txt" if links else "x"
     source = llb.scratch().file(
         llb.Mkdir("/d/e", 0o700, parents=True),
         llb.Mkfile("/d/e/x.txt", "x"),
         llb.Mkfile("/d/e/y.log", "y"),
         llb.Mkfile("/d/z.txt", "z"),
-        llb.Symlink("e/x.txt", "/d/link"),
+        link,
     )
     state = (
         llb.scratch()
@@ -90,17 +96,38 @@ async def test_file_actions(files_of: Any) -> None:
         "chained": "of a chain",
         "contents/e/x.txt": "x",
         "contents/e/y.log": "y",
-        "contents/link": "-> e/x.txt",
+        "contents/link": shown,
         "contents/z.txt": "z",
         "followed": "x",
         "only/e/x.txt": "x",
         "plain/e/x.txt": "x",
         "plain/e/y.log": "y",
-        "plain/link": "-> e/x.txt",
+        "plain/link": shown,
         "plain/z.txt": "z",
         "w/one": "1",
         "wild/x.txt": "x",
     }
+
+
+@pytest.mark.parametrize(
+    ("feature", "options"),
+    [
+        (features.MODE_IN_WORDS, {"mode": "u=rw,go=r"}),
+        (features.REPLACED_DESTINATION, {"always_replace_existing_dest_paths": True}),
+        (features.REQUIRED_PATHS, {"include_patterns": ["f"], "required_paths": ["/f"]}),
+    ],
+    ids=lambda value: value.name if isinstance(value, features.Feature) else "",
+)
+async def test_copies_of_later_daemons(
+    files_of: Any, capabilities: frozenset[str], feature: features.Feature, options: dict[str, Any]
+) -> None:
+    """They mean what they say, or are refused: a daemon that does not know them would copy all the same."""
+    state = llb.scratch().copy(llb.scratch().mkfile("/f", "copied"), "/", "/", **options)
+    if feature.capability not in capabilities:
+        with pytest.raises(UnsupportedByDaemon, match=f"{feature.name}: .*BuildKit {feature.since}"):
+            await files_of(state)
+        return
+    assert await files_of(state) == {"f": "copied"}
 
 
 async def test_mounts_of_each_kind(files_of: Any, alpine: str) -> None:
@@ -133,7 +160,7 @@ async def test_mounts_of_each_kind(files_of: Any, alpine: str) -> None:
     assert await files_of(state) == {"cache": "kept\n", "ro": "data", "ro2": "data", "rw": "datamore\n", "sel": "data"}
 
 
-async def test_what_a_process_starts_with(files_of: Any, alpine: str) -> None:
+async def test_what_a_process_starts_with(files_of: Any, alpine: str, capabilities: frozenset[str]) -> None:
     """Environment, directory, user, host name, hosts, limits, proxies, exit codes, and no network."""
     state = (
         llb.image(alpine)
@@ -145,15 +172,21 @@ async def test_what_a_process_starts_with(files_of: Any, alpine: str) -> None:
     )
     script = (
         "{ echo $A $B; pwd; id -u; hostname; grep there /etc/hosts | tr '\\t' ' '; ulimit -n; "
-        "echo $http_proxy $no_proxy; ls /sys/class/net; } > /out/o/said; exit 3"
+        "echo $http_proxy $no_proxy; ls /sys/class/net; } > /out/o/said; exit "
     )
+    code = 3
+    codes: list[int] | None = [code]
+    if "exec.validexitcode" not in capabilities:
+        code, codes = 0, None
+        with pytest.raises(UnsupportedByDaemon, match=r"lacks exec\.validexitcode"):
+            await files_of(state.run(["false"], valid_exit_codes=[1]))
     out = llb.scratch().file(llb.Mkdir("/o", owner=(65534, 65534)))
     final = state.run(
-        shell(script),
+        shell(f"{script}{code}"),
         env={"B": "run"},
         user="65534",
         network="none",
-        valid_exit_codes=[3],
+        valid_exit_codes=codes,
         proxy=llb.Proxy(http="http://proxy", no="local"),
         mounts=[llb.bind("/out", out)],
     )
@@ -221,13 +254,14 @@ async def test_merge_diff_and_requires(files_of: Any, alpine: str) -> None:
     assert await files_of(merged) == {"changed": "upper", "extra": "other", "kept": "base", "new": "upper"}
 
 
-async def test_a_state_that_requires_another(daemon_address: str, files_of: Any, alpine: str) -> None:
+async def test_a_state_that_requires_another(files_of: Any, alpine: str, capabilities: frozenset[str]) -> None:
     """Its files are its own, and the other one was built."""
-    async with connect(daemon_address) as client:
-        if not await client.supports("passthroughop"):
-            pytest.skip("this daemon does not know passthrough")
     good = llb.image(alpine).run(["true"])
     state = llb.scratch().mkfile("/f", "own")
+    if "passthroughop" not in capabilities:
+        with pytest.raises(UnsupportedByDaemon, match="lacks passthroughop"):
+            await files_of(state.requires("checked", good))
+        return
     assert await files_of(state.requires("checked", good)) == {"f": "own"}
     with pytest.raises(SolveError, match="exit code: 1"):
         await files_of(state.requires("unchecked", llb.image(alpine).run(["false"])))
@@ -253,7 +287,7 @@ async def test_http(files_of: Any, served: git_server.Server) -> None:
         await files_of(llb.http(url, checksum="sha256:" + "0" * 64))
 
 
-async def test_git(files_of: Any, served: git_server.Server) -> None:
+async def test_git(files_of: Any, served: git_server.Server, capabilities: frozenset[str]) -> None:
     """A tag, a directory of it, the .git directory, and a commit that is checked."""
     if git_server.find_git_server() is None:
         pytest.skip("git cannot serve repositories here")
@@ -271,10 +305,11 @@ async def test_git(files_of: Any, served: git_server.Server) -> None:
     url = f"{served.url}/r.git"
     assert await files_of(llb.git(url, ref="v1")) == {"sub/f": "first"}
     assert await files_of(llb.git(url, ref="main", subdir="sub")) == {"f": "second"}
-    kept = await files_of(llb.git(url, ref="main", keep_git_dir=True, checksum=commit))
+    checked = "source.git.checksum" in capabilities
+    kept = await files_of(llb.git(url, ref="main", keep_git_dir=True, checksum=commit if checked else ""))
     assert kept["sub/f"] == "second"
     assert ".git/HEAD" in kept
-    with pytest.raises(SolveError, match="checksum"):
+    with pytest.raises(SolveError if checked else UnsupportedByDaemon, match="checksum"):
         await files_of(llb.git(url, ref="v1", checksum=commit))
 
 
@@ -287,7 +322,7 @@ async def test_a_definition_inside_the_build(files_of: Any) -> None:
     assert await files_of(llb.scratch().mkfile("/named", inner).build("named")) == {"inner": "made by the inner graph"}
 
 
-async def test_images_by_digest_layers_and_blobs(files_of: Any, alpine: str, daemon_address: str) -> None:
+async def test_images_by_digest_layers_and_blobs(files_of: Any, alpine: str, capabilities: frozenset[str]) -> None:
     """A checksum that is right or is not, the lowest layers alone, and a blob as a file."""
     async with Registry() as registry:
         raw, root = await registry.fetch_manifest(alpine)
@@ -297,16 +332,19 @@ async def test_images_by_digest_layers_and_blobs(files_of: Any, alpine: str, dae
         manifest = parse_manifest_or_index(raw, child.media_type)
         assert isinstance(manifest, Manifest)
         config = manifest.config.digest
-    state = llb.image(alpine, checksum=root.digest, layer_limit=1, resolve_mode="pull")
+    checked = "source.image.checksum" in capabilities
+    state = llb.image(alpine, checksum=root.digest if checked else None, layer_limit=1, resolve_mode="pull")
     assert "etc/passwd" in await files_of(llb.scratch().copy(state, "/etc/passwd", "/etc/", create_dest_path=True))
     pinned = llb.image(alpine, digest=root.digest)
     assert "etc/passwd" in await files_of(llb.scratch().copy(pinned, "/etc/passwd", "/etc/", create_dest_path=True))
-    with pytest.raises(SolveError):
+    with pytest.raises(SolveError if checked else UnsupportedByDaemon):
         await files_of(llb.image(alpine, checksum="sha256:" + "0" * 64))
-    async with connect(daemon_address) as client:
-        if not await client.supports("source.imageblob"):
-            pytest.skip("this daemon does not know blobs as sources")
-    found = await files_of(llb.image_blob(f"{alpine.rpartition(':')[0]}@{config}", filename="config.json"))
+    blob = llb.image_blob(f"{alpine.rpartition(':')[0]}@{config}", filename="config.json")
+    if "source.imageblob" not in capabilities:
+        with pytest.raises(UnsupportedByDaemon, match=r"lacks source\.imageblob"):
+            await files_of(blob)
+        return
+    found = await files_of(blob)
     assert hashlib.sha256(found["config.json"].encode()).hexdigest() == config.hex
 
 

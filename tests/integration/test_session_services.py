@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from buildkit_py import BuildRequest, SecretSpec, SolveRequest, SSHSpec, build, connect
+from buildkit_py import BuildRequest, SecretSpec, SolveRequest, SSHSpec, build, connect, features
 from buildkit_py.client import SolveResult
 from buildkit_py.errors import SolveError, SourceDenied, UnsupportedByDaemon
 from buildkit_py.layout import open_layout, put_entry, remove_unreachable
@@ -66,7 +67,7 @@ def builder(daemon_address: str, busybox: Path, tmp_path: Path) -> Builder:
     return Builder(daemon_address, busybox, tmp_path)
 
 
-async def test_secrets_of_all_kinds(builder: Builder, tmp_path: Path) -> None:
+async def test_secrets_of_all_kinds(builder: Builder, tmp_path: Path, secrets_as_variables: bool) -> None:
     """As files and as variables of the step; what is stored of the build holds none of them."""
     (tmp_path / "file").write_bytes(b"from a file\n")
 
@@ -82,11 +83,16 @@ async def test_secrets_of_all_kinds(builder: Builder, tmp_path: Path) -> None:
         ],
         environ={"NAME": "from the environment"},
     )
+    place, read = "env=TOKEN", "true"
+    if not secrets_as_variables:
+        with pytest.raises(SolveError, match="unexpected key 'env'"):
+            await builder(f"FROM busybox\nRUN --mount=type=secret,id=env,{place} true\n", secrets)
+        place, read = "target=/t", "TOKEN=$(cat /t)"
     await builder(
         "FROM busybox AS build\n"
-        "RUN --mount=type=secret,id=file --mount=type=secret,id=bytes --mount=type=secret,id=env,env=TOKEN "
+        f"RUN --mount=type=secret,id=file --mount=type=secret,id=bytes --mount=type=secret,id=env,{place} "
         "--mount=type=secret,id=function,target=/f --mount=type=secret,id=absent "
-        "mkdir /o && cp /run/secrets/file /o/file && cp /run/secrets/bytes /o/bytes && cp /f /o/function "
+        f"{read} && mkdir /o && cp /run/secrets/file /o/file && cp /run/secrets/bytes /o/bytes && cp /f /o/function "
         '&& printf "%s" "$TOKEN" > /o/env && ls /run/secrets > /o/list\n'
         "FROM scratch\nCOPY --from=build /o /\n",
         secrets,
@@ -205,7 +211,7 @@ async def _policy_works(address: str) -> bool:
 async def test_a_policy_decides_about_sources(daemon_address: str, builder: Builder) -> None:
     """A daemon that cannot ask is refused; one that can asks again once it has resolved what we want to know."""
     if not await _policy_works(daemon_address):
-        with pytest.raises(UnsupportedByDaemon, match="cannot ask a source policy"):
+        with pytest.raises(UnsupportedByDaemon, match="a source policy, which would not be asked"):
             await builder("FROM scratch\nCOPY Dockerfile /\n", SourcePolicy(lambda question: Allow()))
         return
     asked: list[str] = []
@@ -228,7 +234,7 @@ async def test_a_policy_replaces_a_source_and_looks_at_it(
     daemon_address: str, builder: Builder, registry: RegistryServer
 ) -> None:
     if not await _policy_works(daemon_address):
-        pytest.skip("the daemon cannot ask a source policy")
+        pytest.skip("the daemon has no source.policy.session, and is refused")
     image = f"{registry.host}/policy/base:1"
     async with connect(daemon_address) as client:
         (builder.context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /base\n")
@@ -253,8 +259,6 @@ async def test_a_policy_replaces_a_source_and_looks_at_it(
 
 async def test_a_policy_of_a_build_for_two_platforms(daemon_address: str, builder: Builder) -> None:
     """Asked for each, also where each exports to this machine over a session of its own; one denial ends all."""
-    if not await _policy_works(daemon_address):
-        pytest.skip("the daemon cannot ask a source policy")
     (builder.context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     platforms: set[str] = set()
 
@@ -270,6 +274,10 @@ async def test_a_policy_of_a_build_for_two_platforms(daemon_address: str, builde
         outputs=[ExporterSpec(type="local", dest=str(builder.out))],
     )
     async with connect(daemon_address) as client:
+        if not await client.supports("source.policy.session"):
+            with pytest.raises(UnsupportedByDaemon, match="a source policy"):
+                await build(client, request)
+            return
         await build(client, request)
         assert platforms
         assert (builder.out / "linux_arm64" / "Dockerfile").exists()
@@ -277,8 +285,10 @@ async def test_a_policy_of_a_build_for_two_platforms(daemon_address: str, builde
             await build(client, replace(request, source_policy=lambda question: Deny(("no local files",))))
 
 
-async def test_exporters_chosen_when_the_result_is_known(daemon_address: str, builder: Builder, tmp_path: Path) -> None:
-    """A second export, whose place is after those of the request."""
+async def test_exporters_chosen_when_the_result_is_known(
+    daemon_address: str, builder: Builder, tmp_path: Path, capabilities: frozenset[str]
+) -> None:
+    """A second export, whose place is after those of the request; a daemon that would not ask is refused."""
     out = tmp_path / "files.tar"
     seen: list[Mapping[str, bytes]] = []
 
@@ -288,18 +298,24 @@ async def test_exporters_chosen_when_the_result_is_known(daemon_address: str, bu
         return [ExporterSpec(type="tar")]
 
     exporter = SessionExporter(choose)
+    known = features.LATE_EXPORTERS.capability in capabilities
     (builder.context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /file\n")
     directory = LocalDir(builder.context)
     target = FileTarget(out)
     async with connect(daemon_address) as client:
-        await client.solve(
-            SolveRequest(frontend="dockerfile.v0", exporters=[ExporterSpec(type="local")]),
-            attachables=[
-                FileSync({"context": directory, "dockerfile": directory}),
-                FileSend({0: DirectoryTarget(builder.out), 1: target}),
-                exporter,
-            ],
-        )
+        expected = nullcontext() if known else pytest.raises(UnsupportedByDaemon, match=r"BuildKit v0\.21")
+        with expected:
+            await client.solve(
+                SolveRequest(frontend="dockerfile.v0", exporters=[ExporterSpec(type="local")]),
+                attachables=[
+                    FileSync({"context": directory, "dockerfile": directory}),
+                    FileSend({0: DirectoryTarget(builder.out), 1: target}),
+                    exporter,
+                ],
+            )
+    if not known:
+        assert not builder.out.exists()
+        return
     await target.commit()
     assert (builder.out / "file").exists()
     with tarfile.open(out) as archive:

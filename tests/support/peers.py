@@ -14,6 +14,11 @@ def prefix() -> Path:
     return Path(os.environ.get("BUILDKIT_PY_PREFIX") or _REPOSITORY / ".cache" / "prefix")
 
 
+def engine_prefix() -> Path:
+    """Where the docker engine of the tests is: in the prefix, or where ``$BUILDKIT_PY_TEST_ENGINE`` says."""
+    return Path(os.environ.get("BUILDKIT_PY_TEST_ENGINE") or prefix())
+
+
 def buildx() -> str | None:
     """docker-buildx, which runs without the docker CLI."""
     plugin = prefix() / "usr" / "libexec" / "docker" / "cli-plugins" / "docker-buildx"

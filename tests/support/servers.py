@@ -23,7 +23,7 @@ import trustme
 from buildkit_py import daemon
 from buildkit_py.daemon import launch
 from buildkit_py.errors import BuildKitError, ConnectFailed
-from tests.support.peers import prefix
+from tests.support.peers import engine_prefix, prefix
 
 USERNAME = "tester"
 PASSWORD = "correct horse"
@@ -112,10 +112,15 @@ def run_daemon(
 ) -> Generator[PrivateDaemon]:
     """A daemon with its data below folder: buildkitd where there is one, else dockerd; Unavailable without either.
 
+    Where the environment names an engine for the tests, "auto" means that one.
     classic_store is for a dockerd without containerd's image store. Runs its coroutines in loops of its own, so it is
     for fixtures, not for coroutines.
     """
-    options = daemon.DaemonOptions(state_dir=folder / "daemon", prefix=prefix(), kind=kind, arguments=tuple(arguments))
+    if kind == "auto" and engine_prefix() != prefix():
+        kind = "dockerd"
+    options = daemon.DaemonOptions(
+        state_dir=folder / "daemon", prefix=engine_prefix(), kind=kind, arguments=tuple(arguments)
+    )
     if classic_store:
         settings = json.loads(launch.dockerd_config(launch.Layout.of(options.state_dir), ()))
         settings["features"] = {"containerd-snapshotter": False}
