@@ -3,7 +3,8 @@
 Every contender is a process of its own for each run, and they run in turns, each time with another one first; ``warm``
 is the same command in a process that has been used before, as a service has it. Each writes to repositories and
 directories of its own, and what is pushed is new in each run: skopeo remembers where blobs are. A contender that cannot
-do a job is not in that case. The registry is started for this run; through a proxy it looks as if it were 40 ms away.
+do a job is not in that case; a run of a peer that fails is told and not counted. The registry is started for this run;
+through a proxy it looks as if it were 40 ms away.
 Aims: wall at most that of the fastest peer, memory below 60 MB.
 """
 
@@ -61,6 +62,8 @@ class Result:
     samples: dict[str, list[Sample]] = field(default_factory=dict[str, list[Sample]])
     requests: dict[str, Counter[str]] = field(default_factory=dict[str, "Counter[str]"])
     """Of the last run of each."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Runs of peers that did not do the job; their time is not counted."""
 
 
 class Tools:
@@ -310,7 +313,9 @@ class Runner:
             for position in range(len(names)):
                 name = names[(turn + position) % len(names)]
                 sample = self._one(case, name, result)
-                if turn >= 0:  # the first of each is a rehearsal
+                if sample is None:
+                    result.failures[name] += 1
+                elif turn >= 0:  # the first of each is a rehearsal
                     result.samples[name].append(sample)
         return result
 
@@ -321,7 +326,8 @@ class Runner:
             raise RuntimeError(f"warm: {' '.join(words)} failed")
         return Sample(**answer)
 
-    def _one(self, case: Case, name: str, result: Result) -> Sample:
+    def _one(self, case: Case, name: str, result: Result) -> Sample | None:
+        """None where a peer fails; what is ours must not."""
         self._number += 1
         if case.renew is not None:
             renew(case.renew)
@@ -333,6 +339,11 @@ class Runner:
             if name == WARM:
                 return self._warm(argv)
             return self._spawner.run(argv, self._env)
+        except RuntimeError as error:
+            if name in (OURS, WARM):
+                raise
+            print(f"{name}: {error}", file=sys.stderr)
+            return None
         finally:
             result.requests[name] = self._registry.asked() - before
             for pulled in self._folder.glob("pulled-*"):
@@ -343,11 +354,16 @@ def table(result: Result) -> str:
     """Medians with their range, what was asked of the registry, and whether the aims are met."""
     lines = [f"{result.case.name}: {result.case.title}"]
     for name, samples in result.samples.items():
+        if not samples:
+            lines.append(f"  {name:7} failed in all of {result.failures[name]} runs")
+            continue
         walls = [sample.wall for sample in samples]
+        failed = f"; {result.failures[name]} more FAILED" if result.failures[name] else ""
         asked = ", ".join(f"{count} {method}" for method, count in sorted(result.requests[name].items()))
         lines.append(
             f"  {name:7} wall {median(walls):6.3f} s ({min(walls):.3f} to {max(walls):.3f}, {len(walls)} runs), "
-            f"cpu {_median(samples, 'cpu'):.3f} s, peak {max(s.peak for s in samples) / 1e6:.0f} MB; requests: {asked}"
+            f"cpu {_median(samples, 'cpu'):.3f} s, peak {max(s.peak for s in samples) / 1e6:.0f} MB; "
+            f"requests: {asked}{failed}"
         )
     for name in (OURS, WARM):
         ratio, peer = against_peers(result, name)
@@ -361,7 +377,7 @@ def table(result: Result) -> str:
 
 def against_peers(result: Result, name: str) -> tuple[float, str]:
     """Our median wall as a multiple of the fastest peer's, and who that is; infinite without any peer."""
-    walls = {who: _median(samples, "wall") for who, samples in result.samples.items()}
+    walls = {who: _median(samples, "wall") for who, samples in result.samples.items() if samples}
     peers_ = [who for who in walls if who not in (OURS, WARM)]
     if not peers_:
         return float("inf"), "nobody"
