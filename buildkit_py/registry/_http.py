@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 CONNECTIONS = 32
 """Kept to each host while they are idle."""
+_POOLS_KEPT = 16
 CHUNK_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 4 << 20
 """Limit of an answer held in memory; the registry's own word on its size is not trusted."""
@@ -167,13 +168,18 @@ _POOLS = {"http": _Pool, "https": _TLSPool}
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Connection pools whose trust depends on the host."""
+    """Connection pools whose trust depends on the host.
+
+    What requests does for each request again, and has no effect here, is left out where no proxy is in between: many
+    requests are small, and this would be half of what they cost.
+    """
 
     def __init__(self, config: RegistryConfig, *, size: int) -> None:
         self._config = config
+        self._direct: dict[Origin, Any] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._contexts_lock = threading.Lock()
-        super().__init__(pool_connections=16, pool_maxsize=size)
+        super().__init__(pool_connections=_POOLS_KEPT, pool_maxsize=size)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -184,9 +190,36 @@ class _Adapter(requests.adapters.HTTPAdapter):
         manager.pool_classes_by_scheme = _POOLS
         return manager
 
+    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
+        """The pool for a request."""
+        if proxies:
+            return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+        origin = Origin.of(request.url)
+        pool = self._direct.get(origin)
+        if pool is None:
+            pool = super().get_connection_with_tls_context(request, verify, cert=cert)
+            if len(self._direct) >= _POOLS_KEPT:  # redirects may lead to any number of hosts
+                self._direct.clear()
+            self._direct[origin] = pool
+        return pool
+
     def request_url(self, request: Any, proxies: Any) -> str:
         """Without the query; see _as_given."""
-        return super().request_url(request, proxies).partition("?")[0]
+        target = super().request_url(request, proxies) if proxies else _target(request.url)
+        return target.partition("?")[0]
+
+    def build_response(self, req: Any, resp: Any) -> Response:
+        """Without cookies, which nobody here takes."""
+        response = requests.Response()
+        response.status_code, response.reason, response.raw = resp.status, resp.reason, resp
+        response.headers = requests.structures.CaseInsensitiveDict(resp.headers)
+        response.url, response.request = req.url, req
+        return response
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._direct.clear()
+        super().close()
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Trust is in the pool's own context already."""
