@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from buildkit_py.digest import Digest
 from buildkit_py.errors import ImageError, InvalidOption
-from buildkit_py.imagetools.creation import target_reference, write_tags
+from buildkit_py.imagetools.creation import tags_before, target_reference, write_tags
 from buildkit_py.imagetools.inspection import read_config
 from buildkit_py.imagetools.join import Joined, filter_index, without_attestations
 from buildkit_py.imagetools.location import LayoutLocation, Location, parse_location
 from buildkit_py.imagetools.store import LayoutStore, RepositoryStore, open_store, parse_document
-from buildkit_py.imagetools.tasks import gather
+from buildkit_py.imagetools.tasks import both, gather
 from buildkit_py.imagetools.transfer import Traffic, push_nodes
 from buildkit_py.imagetools.tree import Node, read_tree
 from buildkit_py.oci import Descriptor, Index, Manifest
@@ -82,13 +82,23 @@ async def copy(registry: Registry, request: CopyRequest) -> Copied:
         if parse_document(raw, found) is None:
             raise ImageError(f"{source}: has media type {found.media_type[:100]}, which is no image, artifact or index")
         bare = Descriptor(media_type=found.media_type, digest=found.digest, size=found.size)
-        root = await _reduced(store, await read_tree(store, bare, raw), request, platforms)
-        referrers = await _referrers(store, root) if request.referrers else []
+        tags = [destination] if isinstance(destination, Reference) else []
+        # Round trips are most of what a small copy takes, so whatever does not need the other goes on at once.
+        tree, before = await both(read_tree(store, bare, raw), tags_before(registry, tags))
+        root = await _reduced(store, tree, request, platforms)
+        finding = _referrers(store, root) if request.referrers else _none()
         traffic = Traffic()
         if isinstance(destination, Reference):
-            unchanged = await _to_registry(registry, store, root, referrers, destination, traffic)
+            repository = destination.without_tag()
+            pushing = push_nodes(registry, store, list(root.walk()), repository, traffic)
+            referrers, _ = await both(finding, pushing)
+            await _push_referrers(registry, store, referrers, repository, traffic)
+            # A root with a subject is put once more, to be found by that.
+            plain = root.content is None or root.content.subject is None
+            unchanged = bool(await write_tags(registry, root.raw, root.descriptor.media_type, before, present=plain))
         else:
             unchanged = False
+            referrers = await finding
             await _to_layout(store, root, referrers, destination, traffic)
     return Copied(
         descriptor=Descriptor.of(root.raw, root.descriptor.media_type),
@@ -160,21 +170,15 @@ def _bare(entry: Descriptor) -> Descriptor:
     return replace(entry, data=None, urls=()).with_annotations({})
 
 
-async def _to_registry(
-    registry: Registry,
-    store: Store,
-    root: Node,
-    referrers: Sequence[Node],
-    destination: Reference,
-    traffic: Traffic,
-) -> bool:
-    repository = destination.without_tag()
-    await push_nodes(registry, store, list(root.walk()), repository, traffic)
+async def _none() -> list[Node]:
+    return []
+
+
+async def _push_referrers(
+    registry: Registry, store: Store, referrers: Sequence[Node], repository: Reference, traffic: Traffic
+) -> None:
     about = {node.descriptor.digest: node for tree in referrers for node in tree.walk()}
     await push_nodes(registry, store, list(about.values()), repository, traffic, track_subjects=True)
-    # A root with a subject is put once more, to be found by that.
-    plain = root.content is None or root.content.subject is None
-    return bool(await write_tags(registry, root.raw, root.descriptor.media_type, [destination], present=plain))
 
 
 async def _to_layout(

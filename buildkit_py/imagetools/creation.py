@@ -17,7 +17,7 @@ from buildkit_py.imagetools.location import Location
 from buildkit_py.imagetools.rewrite import with_annotations
 from buildkit_py.imagetools.source import Source, SourceLike, parse_source, read_source_file
 from buildkit_py.imagetools.store import LayoutStore, RepositoryStore, open_store
-from buildkit_py.imagetools.tasks import gather
+from buildkit_py.imagetools.tasks import both, gather
 from buildkit_py.imagetools.transfer import Traffic, push_nodes
 from buildkit_py.imagetools.tree import Node, read_tree
 from buildkit_py.oci import Descriptor, ImageConfig, Index, Manifest
@@ -90,7 +90,11 @@ async def create(registry: Registry, request: CreateRequest) -> Created:
         sources.insert(0, Source(text=str(plan.references[0]), location=plan.references[0]))
     located = _located(sources, plan.references)
     async with AsyncExitStack() as stack:
-        read = await _read(registry, stack, located, appended=request.append)
+        # What the tags are now is asked meanwhile: round trips are most of what a join takes.
+        read, before = await both(
+            _read(registry, stack, located, appended=request.append),
+            tags_before(registry, () if request.dry_run else plan.references),
+        )
         rewritten, notes = _annotated(read, plan.annotations)
         joined = join(
             [source.part for source in read],
@@ -103,7 +107,7 @@ async def create(registry: Registry, request: CreateRequest) -> Created:
         unchanged: tuple[Reference, ...] = ()
         if not request.dry_run:
             await _push_children(registry, read, joined, rewritten, plan.references, traffic)
-            unchanged = await write_tags(registry, joined.raw, joined.media_type, plan.references)
+            unchanged = await write_tags(registry, joined.raw, joined.media_type, before)
     return Created(
         raw=joined.raw,
         descriptor=Descriptor.of(joined.raw, joined.media_type),
@@ -349,18 +353,22 @@ async def _push_children(
             await push_nodes(registry, source.store, flat, repository, traffic)
 
 
+async def tags_before(registry: Registry, references: Sequence[Reference]) -> dict[Reference, Digest | None]:
+    """What the tags point at; None for those that are not there."""
+    return dict(zip(references, await gather(_tag(registry, reference) for reference in references), strict=True))
+
+
 async def write_tags(
-    registry: Registry, raw: bytes, media_type: str, references: Sequence[Reference], *, present: bool = False
+    registry: Registry, raw: bytes, media_type: str, before: Mapping[Reference, Digest | None], *, present: bool = False
 ) -> tuple[Reference, ...]:
     """Put a root by its digest into every repository, then write the tags in order; returns those that had it.
 
-    present says that all repositories have the root already.
+    before is what tags_before told of the tags. present says that all repositories have the root already.
     """
     digest = Digest.of(raw)
-    before = await gather(_points_at(registry, reference, digest) for reference in references)
-    unchanged = tuple(reference for reference, same in zip(references, before, strict=True) if same)
+    unchanged = tuple(reference for reference, found in before.items() if found == digest)
     tags: dict[str, list[str]] = {}
-    for reference in references:
+    for reference in before:
         tags.setdefault(reference.name, [])
         if reference not in unchanged:
             tags[reference.name].append(reference.tag_or_latest)
@@ -373,11 +381,11 @@ async def write_tags(
     return unchanged
 
 
-async def _points_at(registry: Registry, reference: Reference, digest: Digest) -> bool:
+async def _tag(registry: Registry, reference: Reference) -> Digest | None:
     try:
-        return (await registry.resolve(reference, mirrors=False)).digest == digest
+        return (await registry.resolve(reference, mirrors=False)).digest
     except NotFound:
-        return False
+        return None
 
 
-__all__ = ["CreateRequest", "Created", "create", "target_reference", "write_tags"]
+__all__ = ["CreateRequest", "Created", "create", "tags_before", "target_reference", "write_tags"]

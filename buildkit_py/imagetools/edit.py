@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from buildkit_py.digest import Digest
 from buildkit_py.errors import ImageError, InvalidOption
 from buildkit_py.imagetools.annotations import Annotation, Level, parse_annotations, parse_place
-from buildkit_py.imagetools.creation import target_reference, write_tags
+from buildkit_py.imagetools.creation import tags_before, target_reference, write_tags
 from buildkit_py.imagetools.join import platform_key
 from buildkit_py.imagetools.rewrite import Fields, annotate_entry, with_annotations, with_entries
 from buildkit_py.imagetools.store import RepositoryStore
@@ -158,7 +158,8 @@ class _Target:
         unchanged: tuple[Reference, ...] = ()
         if not self.dry_run:
             await self._push_children(registry, after, traffic)
-            unchanged = await write_tags(registry, raw, after.media_type, self.references)
+            tags = await tags_before(registry, self.references)
+            unchanged = await write_tags(registry, raw, after.media_type, tags)
         kept = {entry.digest for entry in after.manifests}
         return Edited(
             before=before.descriptor,
