@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export BUILDKIT_PY_PREFIX ?= $(CURDIR)/.cache/prefix
 
-.PHONY: help install servers demo check test test-unit test-daemon test-compat gen bench clean
+.PHONY: help install servers demo check test test-unit test-daemon test-compat test-slow gen bench clean
 
 help:
 	@grep -E '^# ' Makefile | sed 's/^# //'
@@ -51,6 +51,10 @@ test-compat: servers
 	@$(BIN)/python scripts/fetch_servers.py compat
 	env -u BUILDKIT_HOST BUILDKIT_PY_REQUIRE_DAEMON=1 BUILDKIT_PY_TEST_ENGINE=$(BUILDKIT_PY_PREFIX)-compat \
 		$(BIN)/python -m pytest -m daemon
+
+# The few tests that take minutes and gigabytes.
+test-slow: servers
+	BUILDKIT_PY_SLOW=1 BUILDKIT_PY_REQUIRE_DAEMON=1 $(BIN)/python -m pytest -m slow
 
 gen: install
 	$(BIN)/python scripts/gen_protos.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from hypothesis import HealthCheck, settings
 # A machine that is busy with something else is no failure of the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("BUILDKIT_PY_SLOW", "0") in ("", "0"):
+        skip = pytest.mark.skip(reason="slow: set BUILDKIT_PY_SLOW=1")
+        for item in items:
+            if item.get_closest_marker("slow") is not None:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

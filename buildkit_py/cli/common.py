@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -15,6 +16,7 @@ from buildkit_py.cli import flags
 from buildkit_py.cli.connection import open_client
 from buildkit_py.cli.files import check_writable, write_text
 from buildkit_py.cli.progress import show_progress, shows_logs
+from buildkit_py.cli.transfers import TransferProgress
 from buildkit_py.errors import InvalidOption
 from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
 
@@ -132,8 +134,9 @@ async def run_build(args: argparse.Namespace, request: BuildRequest | GraphReque
         raise InvalidOption(f"--quiet and --progress={args.progress}: cannot be used together")
     mode = "quiet" if args.quiet or args.progress == "none" else args.progress
     args.logs_shown = shows_logs(mode)
-    async with show_progress(mode, sys.stderr) as on_status, open_client(args) as client:
-        result = await build(client, request, on_status=on_status)
+    async with show_progress(mode, sys.stderr) as update, open_client(args) as client:
+        progress = TransferProgress(update, time.monotonic)
+        result = await build(client, request, on_status=progress.on_status, on_transfer=progress.on_transfer)
     for note in result.notes:
         print(f"warning: {note}", file=sys.stderr)
     if not (request.push or request.load or request.outputs):

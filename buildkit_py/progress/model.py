@@ -96,6 +96,8 @@ class VertexStatus:
     timestamp_ns: int = 0
     started_ns: int | None = None
     completed_ns: int | None = None
+    text: str = ""
+    """What displays show in place of all else; of what this side counts, never of what a daemon says."""
 
     @property
     def timestamp(self) -> datetime:

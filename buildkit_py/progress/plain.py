@@ -317,6 +317,8 @@ def status_amount(status: VertexStatus) -> str:
 
 
 def _status_text(status: VertexStatus) -> str:
+    if status.text:
+        return clean_name(status.text)
     parts = [clean_name(status.id)]
     if amount := status_amount(status):
         parts.append(amount)

@@ -59,8 +59,8 @@ def to_json(update: StatusUpdate, label: str = "") -> str:
     value: dict[str, Json] = {}
     if update.vertexes:
         value["vertexes"] = [_vertex(vertex, label) for vertex in update.vertexes]
-    if update.statuses:
-        value["statuses"] = [_status(status) for status in update.statuses]
+    if statuses := [_status(status) for status in update.statuses if not status.text]:
+        value["statuses"] = statuses
     if update.logs:
         value["logs"] = [_log(log) for log in update.logs]
     if update.warnings:

@@ -190,8 +190,8 @@ class TTYRenderer:
         prefix, color = self._look(outcome)
         lines = [_Line(f" => {prefix}{step.display_name}", color, f" {step.seconds(now_ns):.1f}s")]
         for status in step.statuses():
-            amount = status_amount(status)
-            text = f" => => {clean_name(status.id)}" + (f" {amount}" if amount else "")
+            amount = "" if status.text else status_amount(status)
+            text = f" => => {clean_name(status.text or status.id)}" + (f" {amount}" if amount else "")
             right = ""
             if status.started_ns is not None:
                 end_ns = status.completed_ns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from buildkit_py import BuildRequest, ExporterSpec, build, connect
 from buildkit_py.builder import BuildResult
 from buildkit_py.client import new_ref
 from buildkit_py.errors import BuildKitError, InvalidOption, SolveError
+from buildkit_py.session.walk import FileOpener
 from tests.support.cli import CommandLine, Done, refused
 
 pytestmark = pytest.mark.daemon
@@ -140,6 +142,104 @@ async def test_a_sparse_file_stays_small(daemon_address: str, context: Path, tmp
     with (tmp_path / "out" / "sparse").open("rb") as file:
         file.seek((256 << 20) - 1)
         assert file.read() == b"\0end"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_file_of_more_than_4_gib(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    """Crosses both ways whole, without holding it in memory; a tar of it says its size as tools read it."""
+    size = (4 << 30) + 12345
+    with (context / "tree" / "large").open("wb") as file:
+        for position in (0, (4 << 30) - 2, size - 6):
+            file.seek(position)
+            file.write(b"marker")
+    cli = CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
+    command = [sys.executable, "-m", "buildkit_py", "build", str(context), "--progress", "quiet"]
+    for output in ("local", "tar"):
+        dest = tmp_path / output
+        process = subprocess.Popen([*command, "-o", f"type={output},dest={dest}"], env=cli.environment())
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        assert usage.ru_maxrss < 150_000  # in KiB
+        if output == "local":
+            made = dest / "large"
+        else:
+            subprocess.run(["tar", "--sparse", "-xf", dest, "-C", tmp_path, "large"], check=True)
+            made = tmp_path / "large"
+        assert made.stat().st_size == size
+        assert made.stat().st_blocks * 512 < 1 << 20 or output == "tar"
+        with made.open("rb") as file:
+            for position in (0, (4 << 30) - 2, size - 6):
+                file.seek(position)
+                assert file.read(6) == b"marker"
+        made.unlink()
+        if output == "tar":
+            dest.unlink()
+
+
+async def test_files_that_change_while_they_are_sent(
+    daemon_address: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing and the reading of each: what is there then arrives, and what is gone arrives empty."""
+    tree, outside = context / "tree", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "linked").write_text("secret")
+    (outside / "f").write_text("secret")
+    (tree / "moved").mkdir()
+    for name in ("grown", "shrunk", "vanished", "linked", "rewritten", "pipe", "moved/f"):
+        (tree / name).write_text(new_ref() * 100)
+
+    def change(path: bytes) -> None:
+        place = context / os.fsdecode(path)
+        match place.name:
+            case "grown":
+                with place.open("a") as file:
+                    file.write("more" * 1000)
+            case "shrunk":
+                os.truncate(place, 10)
+            case "rewritten":
+                place.write_text("new")
+            case "vanished":
+                place.unlink()
+            case "linked":
+                place.unlink()
+                place.symlink_to(outside / "linked")
+            case "pipe":
+                place.unlink()
+                os.mkfifo(place)
+            case "f":
+                place.parent.rename(tmp_path / "away")
+                place.parent.symlink_to(outside)
+            case _:
+                pass
+
+    opening = FileOpener.open
+
+    def opened(self: FileOpener, path: bytes) -> tuple[int, int]:
+        change(path)
+        return opening(self, path)
+
+    monkeypatch.setattr(FileOpener, "open", opened)
+    before = {name: (tree / name).read_bytes() for name in ("grown", "shrunk")}
+    out = tmp_path / "out"
+    result = await export(daemon_address, context, out)
+    files = {os.fsdecode(name): (out / os.fsdecode(name)).read_bytes() for name in names(out) if name != b"moved"}
+    assert files == {
+        "grown": before["grown"] + b"more" * 1000,
+        "shrunk": before["shrunk"][:10],
+        "rewritten": b"new",
+        **dict.fromkeys(("vanished", "linked", "pipe", "moved/f"), b""),
+    }
+    assert sum(transfer.files_sent for transfer in result.transfers if transfer.name == "context") == 7
+
+
+async def test_a_socket_is_an_empty_file(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.symlink(context / "tree", tmp_path / "t")  # a socket's path is short
+        listener.bind(str(tmp_path / "t" / "s"))
+        await export(daemon_address, context, tmp_path / "out")
+    assert (tmp_path / "out" / "s").read_bytes() == b""
 
 
 # Destinations that hold something

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import stat
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -494,6 +495,81 @@ def test_many_directories_share_a_few_descriptors(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) < before + 30
     opener.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Wide:
+    """So many directories of so many files, which are made when they are asked for."""
+
+    def __init__(self, directories: int, files: int) -> None:
+        self._names = [
+            [f"d{number:04}" for number in range(directories)],
+            [f"f{number:06}.txt" for number in range(files)],
+        ]
+
+    def open(self, path: bytes) -> Folder:
+        return WideFolder(self._names)
+
+
+class WideFolder:
+    def __init__(self, names: list[list[str]]) -> None:
+        self._names = names
+
+    def scan(self) -> list[TreeEntry]:
+        kind = stat.S_IFREG | 0o644 if len(self._names) == 1 else stat.S_IFDIR | 0o755
+        return [WideEntry(name, kind) for name in self._names[0]]
+
+    def open(self, name: bytes) -> Folder:
+        return WideFolder(self._names[1:])
+
+    def read_link(self, name: bytes) -> bytes:
+        raise AssertionError
+
+    def xattrs(self, name: bytes) -> Mapping[bytes, bytes]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+class WideEntry:
+    __slots__ = ("_mode", "name")
+
+    def __init__(self, name: str, mode: int) -> None:
+        self.name = name
+        self._mode = mode
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        return stat.S_ISDIR(self._mode)
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        return os.stat_result((self._mode, 1, 1, 1, 0, 0, 7, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("directories", "filters", "listed"),
+    [
+        (20, EVERYTHING, 20 * 1001),
+        (20, Filters(exclude=("**/*9.txt", "d0001")), 19 * 901),
+        (20, Filters(include=("**/*9.txt",)), 20 * 101),
+        pytest.param(1000, EVERYTHING, 1000 * 1001, marks=pytest.mark.slow),
+        pytest.param(1000, Filters(exclude=("**/*9.txt", "d0001")), 999 * 901, marks=pytest.mark.slow),
+        pytest.param(1000, Filters(include=("**/*9.txt",)), 1000 * 101, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_memory_does_not_grow_with_the_tree(directories: int, filters: Filters, listed: int) -> None:
+    """A million entries take what one of their directories takes."""
+    count = 0
+    list(walk(Wide(1, 1000), filters))  # what is kept once
+    tracemalloc.start()
+    try:
+        for batch in walk(Wide(directories, 1000), filters):
+            count += len(batch.packets)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == listed
+    assert peak < 1_500_000
 
 
 # --- laws -------------------------------------------------------------------------------------------------
