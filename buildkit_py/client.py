@@ -51,6 +51,9 @@ _LACKING = re.compile(
     r"|requested (?:\w+ )?feature (?P<known>\S+) .*(?:not supported|been disabled)"
 )
 
+MAX_REQUEST_BYTES = 16 << 20
+"""What daemons take as one message. Source: containerd, defaults/defaults.go; buildkitd has no option for it."""
+
 STATUS_DRAIN_SECONDS = 5.0
 """How long after the end of a solve its status may be silent before it is given up."""
 _FAILED_DRAIN_SECONDS = 1.0
@@ -77,7 +80,8 @@ class SolveRequest:
     """``dockerfile.v0`` or ``gateway.v0``; empty when there is a definition."""
     frontend_attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     definition: Definition | bytes | None = None
-    """A graph, or a serialised ``pb.Definition``."""
+    """A graph, or a serialised ``pb.Definition``; with all else that is asked for at most 16 MiB, which is what daemons
+    take."""
     result_metadata: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     """What the result of a definition says of itself, such as ``containerimage.config``; a frontend says it of its
     own."""
@@ -100,9 +104,12 @@ class SolveRequest:
             raise InvalidOption("result_metadata: needs a definition; a frontend says it itself")
         if not self.ref:
             raise InvalidOption("ref: must not be empty")
+        if self.definition is not None:
+            data = self.definition if isinstance(self.definition, bytes) else self.definition.to_bytes()
+            check_size("definition", len(data))
 
     def to_pb(self, session: Session) -> control_pb2.SolveRequest:
-        """Raise InvalidOption when the definition is not a valid protobuf message."""
+        """Raise InvalidOption when the definition is not a valid protobuf message, or all of it is too large."""
         self.check()
         attrs = dict(self.frontend_attrs)
         imports = [_cache_to_pb(spec) for spec in self.cache_imports]
@@ -133,6 +140,7 @@ class SolveRequest:
             # Daemons before v0.13 know these two fields only.
             message.ExporterDeprecated = self.exporters[0].type
             message.ExporterAttrsDeprecated.update(self.exporters[0].attrs)
+        check_size("request", message.ByteSize())
         return message
 
 
@@ -612,6 +620,16 @@ def _sole_error() -> Generator[None, None, None]:
         if len(errors) != 1:
             raise
         raise errors[0] from errors[0].__cause__
+
+
+def check_size(name: str, size: int) -> None:
+    """Raise InvalidOption for what is larger than a daemon takes, and say what to do."""
+    if size > MAX_REQUEST_BYTES:
+        raise InvalidOption(
+            f"{name}: has {size:,} bytes, and daemons take at most {MAX_REQUEST_BYTES:,} at once; content of files "
+            "belongs into llb.local(), llb.http() or an image instead of mkfile(), marshal(source_map=False) leaves "
+            "out the program's lines, and what is built and pushed by one build can be llb.image() of the next"
+        )
 
 
 def _cache_to_pb(spec: CacheSpec) -> control_pb2.CacheOptionsEntry:

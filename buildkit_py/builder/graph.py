@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_py.builder.contexts import checked_directory
 from buildkit_py.builder.request import CommonRequest, Plan, Work, plan_common
+from buildkit_py.client import check_size
 from buildkit_py.errors import InvalidOption
 from buildkit_py.platforms import Platform
 
@@ -71,6 +72,8 @@ def plan_graph(request: GraphRequest, own: Platform | None = None) -> GraphPlan:
         _check_locals(item, directories)
     if request.no_cache:
         made = tuple([replace(item, definition=item.definition.without_cache()) for item in made])
+    for item in made:
+        check_size(f"the definition for {item.platform}", len(item.definition.to_bytes()))
     return GraphPlan(
         request=request,
         platforms=platforms,

@@ -124,20 +124,22 @@ class Definition:
             return definition
         digests = ["sha256:" + sha256(blob).hexdigest() for blob in blobs]
         known = set(digests[:-1])
-        op = ops_pb2.Op()
-        for position, blob in enumerate(blobs):
-            op = _read_op(blob, position)
-            for given in op.inputs:
-                if given.digest not in known:
-                    raise InvalidDefinition(
-                        f"definition: op {position} needs {given.digest[:80]!r}, which is not in it"
-                    )
-                if given.index < 0:
-                    raise InvalidDefinition(f"definition: op {position} has an input with index {given.index}")
+        position, op, read = 0, ops_pb2.Op(), ops_pb2.Op.FromString
+        try:
+            for position, blob in enumerate(blobs):
+                op = read(blob)
+                for given in op.inputs:
+                    if (digest := given.digest) not in known:
+                        raise InvalidDefinition(f"definition: op {position} needs {digest[:80]!r}, which is not in it")
+                    if given.index < 0:
+                        raise InvalidDefinition(f"definition: op {position} has an input with index {given.index}")
+        except DecodeError as error:
+            raise InvalidDefinition(f"definition: op {position} is not an Op message") from error
         files = len(message.Source.infos)
         for digest, places in message.Source.locations.items():
-            if any(not 0 <= place.sourceIndex < files for place in places.locations):
-                raise InvalidDefinition(f"definition: {digest[:80]!r} has a location in a file that is not in it")
+            for place in places.locations:
+                if not 0 <= place.sourceIndex < files:
+                    raise InvalidDefinition(f"definition: {digest[:80]!r} has a location in a file that is not in it")
         if not op.inputs:
             raise InvalidDefinition("definition: the last op has no input, so it names no result")
         definition = cls(data, tuple(blobs), digests)

@@ -76,11 +76,15 @@ class _Writer:
         self._constraints = _encode_constraints(effective.require)
         self._platforms: dict[int, bytes] = {}
         self._references: dict[Op, bytes] = {}
-        """Each op as an input, by its output 0."""
-        # What follows has the 64 hex digits of the digest as its keys.
-        self._blobs: dict[bytes, bytes] = {}
-        self._entries: dict[bytes, Entry] = {}
-        self._places: dict[bytes, bytes] = {}
+        """Each op as an input, by its output 0; empty while what it depends on is being added."""
+        # A vertex has one number in all of these. Lists and not records, as every object that is kept costs more
+        # than what is done with it, in memory that the processor has to wait for.
+        self._numbers: dict[bytes, int] = {}
+        self._digits: list[bytes] = []
+        """The 64 hex digits of digests."""
+        self._blobs: list[bytes] = []
+        self._entries: list[Entry | None] = []
+        self._places: list[bytes | None] = []
         self._of_callers: dict[Caller, bytes] = {}
         self._files = _Files()
 
@@ -91,45 +95,54 @@ class _Writer:
     def _add_all(self, root: Op) -> None:
         """Add root after all that it depends on; deep graphs need no deep stack."""
         references, stack = self._references, [root]
-        entered: set[Op] = set()
         while stack:
             op = stack[-1]
-            if op in references:
+            known = references.get(op)
+            if known:
                 stack.pop()
-            elif op in entered or not op.dependencies:
+            elif known is None and op.dependencies:
+                references[op] = b""
+                stack += op.dependencies
+            else:
                 stack.pop()
                 self._add(op)
-            else:
-                entered.add(op)
-                stack += op.dependencies
 
     def _add(self, op: Op) -> None:
         """Add one op, whose inputs are there. This is the innermost loop, so it asks before it calls."""
+        said: Entry | None
         if isinstance(op, LoadedOp):
-            data, is_known, said = op.data, op.has_metadata, op.entry
+            data, said = op.data, op.entry if op.has_metadata else None
         else:
-            data, is_known = self._encode(op), True
+            data = self._encode(op)
             said = op.entry if self._call.daemon_caps is None else op.entry_for(self._call)
             if self._effective.metadata is not NO_METADATA:
                 said = Entry(self._effective.metadata.merged(said.metadata), said.caps)
-        digits = sha256(data).hexdigest().encode()
-        self._references[op] = _INPUT + digits
-        if digits not in self._blobs:
-            self._blobs[digits] = data
-        if is_known:
-            known = self._entries.get(digits)
-            self._entries[digits] = said if known is None else known.merged(said)
         caller = op.caller
         if op.locations:
             places = b"".join([self._files.encode(location) for location in op.locations])
-        elif caller is not None and self._source_map:
+        elif caller is None or not self._source_map:
+            places = b""
+        else:
             known_places = self._of_callers.get(caller)
             if known_places is None:
                 known_places = self._of_callers[caller] = self._files.encode_caller(caller)
             places = known_places
-        else:
+        digits = sha256(data).hexdigest().encode()
+        self._references[op] = _INPUT + digits
+        number = self._numbers.setdefault(digits, len(self._digits))
+        if number < len(self._digits):
+            self._add_again(number, said, places)
             return
-        self._places[digits] = self._places[digits] + places if digits in self._places else places
+        self._digits.append(digits)
+        self._blobs.append(data)
+        self._entries.append(said)
+        self._places.append(places)
+
+    def _add_again(self, number: int, said: Entry | None, places: bytes) -> None:
+        """What is said of a vertex by another op that turned out to be the same one."""
+        known = self._entries[number]
+        self._entries[number] = said if known is None or said is None else known.merged(said)
+        self._places[number] = (self._places[number] or b"") + places
 
     def _encode(self, op: Op) -> bytes:
         """Bytes of the vertex: Op with the member of its oneof behind all other fields."""
@@ -151,7 +164,10 @@ class _Writer:
                 mapping = [positions[reference] for reference in written]
                 written = list(distinct)
             head = b"".join(written)
-        platform = self._platform(op.platform) if op.writes_platform else b""
+        platform = b""
+        if op.writes_platform:
+            # By identity, since ops keep their platforms alive and hashing one costs more than a vertex.
+            platform = self._platforms.get(id(op.platform)) or self._platform(op.platform)
         require = op.require
         constraints = _encode_constraints(self._effective.require + require) if require else self._constraints
         if (body := op.fixed_body) is not None and mapping is None and self._call.daemon_caps is None:
@@ -159,19 +175,18 @@ class _Writer:
         return head + platform + constraints + op.body(self._call, mapping)
 
     def _platform(self, platform: Platform | None) -> bytes:
-        # By identity, since ops keep their platforms alive and hashing one costs more than a vertex.
-        known = self._platforms.get(id(platform))
-        if known is None:
-            effective = platform or self._call.platform
-            if effective is None:
-                raise InvalidOption("platform: not given, and the graph has vertexes that do not say what they are for")
-            known = self._platforms[id(platform)] = encode_platform(effective)
-        return known
+        effective = platform or self._call.platform
+        if effective is None:
+            raise InvalidOption("platform: not given, and the graph has vertexes that do not say what they are for")
+        encoded = self._platforms[id(platform)] = encode_platform(effective)
+        return encoded
 
     def _finish(self, terminal: bytes) -> Definition:
         """Put the message together; its last op only names the result."""
-        blobs = [*self._blobs.values(), terminal]
-        order = sorted(self._blobs)
+        digits, blobs = self._digits, [*self._blobs, terminal]
+        digits.append(sha256(terminal).hexdigest().encode())
+        self._entries.append(entry(NO_METADATA, self._terminal_caps()))
+        self._places.append(None)
         parts: list[bytes] = []
         heads: dict[int, bytes] = {}
         for blob in blobs:
@@ -179,24 +194,41 @@ class _Writer:
             head = heads.get(size)
             if head is None:
                 head = heads[size] = b"\x0a" + wire.varint(size)
-            parts.append(head)
-            parts.append(blob)
-        last = sha256(terminal).hexdigest().encode()
-        entries = {**self._entries, last: entry(NO_METADATA, self._terminal_caps())}
-        for digits in sorted([*order, last]):
-            if (said := entries.get(digits)) is not None:
-                before, after = said.around
-                parts.append(before)
-                parts.append(digits)
-                parts.append(after)
-        source = self._encode_source(order)
-        parts += (b"\x1a", wire.varint(sum(map(len, source))), *source)
-        return Definition(b"".join(parts), blobs, Digests([*self._blobs, last]))
+            parts += (head, blob)
+        locations, size = self._encode_maps(parts)
+        files = b"".join([wire.blob(b"\x12", self._encode_file(file)) for file in self._files.files])
+        parts += (b"\x1a", wire.varint(size + len(files)))
+        parts += locations
+        parts.append(files)
+        return Definition(b"".join(parts), blobs, Digests(digits))
+
+    def _encode_maps(self, metadata: list[bytes]) -> tuple[list[bytes], int]:
+        """Append Definition.metadata in pieces, and give Source.locations and its size, both sorted by digest."""
+        locations: list[bytes] = []
+        size = 0
+        # Neighbours mostly have the same to say, and come from few places.
+        last_said, around_said = None, (b"", b"")
+        around_places: dict[bytes, tuple[bytes, bytes, int]] = {}
+        entries, places, digits = self._entries, self._places, self._digits
+        for number in sorted(range(len(digits)), key=digits.__getitem__):
+            said, place, key = entries[number], places[number], digits[number]
+            if said is not None:
+                if said is not last_said:
+                    last_said, around_said = said, said.around
+                metadata += (around_said[0], key, around_said[1])
+            if place is not None:
+                around = around_places.get(place)
+                if around is None:
+                    before, after = around_digest(b"\x0a", place)
+                    around = around_places[place] = (before, after, len(before) + len(key) + len(after))
+                locations += (around[0], key, around[1])
+                size += around[2]
+        return locations, size
 
     def _terminal_caps(self) -> list[str]:
         """What the definition as a whole needs of the daemon."""
         caps = ["constraints", "platform"]
-        used = {said.metadata for said in set(self._entries.values())}
+        used = {said.metadata for said in set(self._entries) if said is not None}
         if any(metadata.description for metadata in used):
             caps.append("meta.description")
         if any(metadata.export_cache is not None for metadata in used):
@@ -204,22 +236,6 @@ class _Writer:
         if any(metadata.ignore_cache for metadata in used):
             caps.append("meta.ignorecache")
         return caps
-
-    def _encode_source(self, order: list[bytes]) -> list[bytes]:
-        """The Source message, in pieces: for each vertex where it comes from, then the files that this points into."""
-        around: dict[bytes, tuple[bytes, bytes]] = {}
-        parts: list[bytes] = []
-        places = self._places
-        for digits in order:
-            place = places.get(digits, b"")
-            ends = around.get(place)
-            if ends is None:
-                ends = around[place] = around_digest(b"\x0a", place)
-            parts.append(ends[0])
-            parts.append(digits)
-            parts.append(ends[1])
-        parts += [wire.blob(b"\x12", self._encode_file(file)) for file in self._files.files]
-        return parts
 
     def _encode_file(self, file: SourceFile) -> bytes:
         """The SourceInfo message."""

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from buildkit_py import ExporterSpec, GraphRequest, SolveRequest, build, connect, features, llb
-from buildkit_py.errors import SolveError, UnsupportedByDaemon
+from buildkit_py.client import MAX_REQUEST_BYTES
+from buildkit_py.errors import InvalidOption, SolveError, UnsupportedByDaemon
 from buildkit_py.oci import Index, Manifest, parse_manifest_or_index
 from buildkit_py.options import SecretSpec, SSHSpec
 from buildkit_py.registry import Registry
@@ -369,3 +370,22 @@ async def test_an_oci_layout(daemon_address: str, files_of: Any, tmp_path: Path)
         stores = ContentStores({"oci:mine": BlobStore(layout)})
         await client.solve(request, attachables=[stores, FileSend({0: DirectoryTarget(out)})])
     assert tree(out) == {"f": "in a layout"}
+
+
+async def test_the_largest_definition(daemon_address: str) -> None:
+    """Daemons take 16 MiB; what is larger is refused here, with what to do about it, before anything is sent."""
+    async with connect(daemon_address) as client:
+
+        def sized(size: int) -> llb.Definition:
+            """A definition of that many bytes."""
+            around = len(llb.marshal(llb.scratch().mkfile("/f", bytes(1 << 23)), source_map=False).to_bytes()) - (
+                1 << 23
+            )
+            made = llb.marshal(llb.scratch().mkfile("/f", bytes(size - around)), source_map=False)
+            assert len(made.to_bytes()) == size
+            return made
+
+        assert (await client.solve(sized(MAX_REQUEST_BYTES - 200))).total >= 1
+        for size, what in ((MAX_REQUEST_BYTES, "request"), (MAX_REQUEST_BYTES + 1, "definition")):
+            with pytest.raises(InvalidOption, match=rf"^{what}: .*at most 16,777,216 at once; .* llb\.local"):
+                await client.solve(sized(size))

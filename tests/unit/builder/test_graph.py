@@ -66,6 +66,7 @@ def test_without_cache_every_vertex_runs_again() -> None:
         ({"graph": None}, InvalidOption, "graph"),
         ({"graph": lambda _: None}, InvalidOption, "graph(platform)"),
         ({"graph": lambda _: llb.image("a", platform="linux/386")}, InvalidOption, "linux/386"),
+        ({"graph": lambda _: llb.scratch().mkfile("/a", bytes(16 << 20))}, InvalidOption, "for linux/arm64: has 16,78"),
         ({"config": {"Cmd": []}}, InvalidOption, "config"),
         ({"platforms": ["linux/amd46"]}, InvalidPlatform, "amd46"),
         ({"tags": ["A B"]}, InvalidReference, "A B"),

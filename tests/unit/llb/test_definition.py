@@ -30,43 +30,17 @@ def definition_of(*blobs: bytes) -> bytes:
 
 
 SOURCE = op_blob(identifier="local://x")
+OTHER = op_blob(identifier="local://y")
 RESULT = op_blob(digest_of(SOURCE))
+POINTLESS = ops_pb2.Op(
+    merge=ops_pb2.MergeOp(inputs=[ops_pb2.MergeInput(input=number) for number in (5, -3, 2**63 - 1)])
+).SerializeToString()
 
 
 def located(index: int) -> bytes:
     message = ops_pb2.Definition.FromString(definition_of(SOURCE, RESULT))
     message.Source.locations[digest_of(SOURCE)].locations.add(sourceIndex=index)
     return message.SerializeToString()
-
-
-REFUSED = {
-    "not protobuf": b"\xff\xff\xff",
-    "cut off": definition_of(SOURCE, RESULT)[:-1],
-    "op that is not one": definition_of(b"\xff\xff", RESULT),
-    "op that is cut off": definition_of(SOURCE[:-1], op_blob(digest_of(SOURCE[:-1]))),
-    "text that is not UTF-8": definition_of(b"\x0a\x03\x0a\x01\xff", RESULT),
-    "missing input": definition_of(SOURCE, op_blob("sha256:" + "0" * 64)),
-    "input that is no digest": definition_of(SOURCE, op_blob("x")),
-    "result that needs itself": definition_of(SOURCE, op_blob(digest_of(op_blob("x")))),
-    "negative output": definition_of(SOURCE, op_blob(digest_of(SOURCE), index=-1)),
-    "no result": definition_of(SOURCE),
-    "last op without input": definition_of(SOURCE, SOURCE),
-    "metadata of nothing": b"\x12\x02\x0a\x00",
-    "location in no file": located(0),
-    "location before the first file": located(-1),
-    # Deeper than protobuf reads: Source.infos.definition.Source.infos and so on.
-    "nested without end": b"",
-}
-
-
-def nested(depth: int) -> bytes:
-    data = definition_of(SOURCE, RESULT)
-    for _ in range(depth):
-        message = ops_pb2.Definition.FromString(definition_of(SOURCE, RESULT)).SerializeToString()
-        info = b"\x1a" + _varint(len(data)) + data
-        source = b"\x12" + _varint(len(info)) + info
-        data = message + b"\x1a" + _varint(len(source)) + source
-    return data
 
 
 def _varint(number: int) -> bytes:
@@ -77,13 +51,116 @@ def _varint(number: int) -> bytes:
     return digits + bytes((number,))
 
 
-REFUSED["nested without end"] = nested(200)
+def nested(depth: int) -> bytes:
+    """Deeper than protobuf reads: Source.infos.definition.Source.infos and so on."""
+    data = definition_of(SOURCE, RESULT)
+    for _ in range(depth):
+        info = b"\x1a" + _varint(len(data)) + data
+        source = b"\x12" + _varint(len(info)) + info
+        data = definition_of(SOURCE, RESULT) + b"\x1a" + _varint(len(source)) + source
+    return data
+
+
+def cycle(length: int) -> tuple[bytes, ...]:
+    """Ops of which each names the next, the last one the first; whatever digest they say, it cannot be theirs."""
+    blobs = [op_blob(digest_of(SOURCE), identifier=f"local://{number}") for number in range(length)]
+    for number in range(length):
+        blobs[number] = op_blob(digest_of(blobs[(number + 1) % length]), identifier=f"local://{number}")
+    return tuple(blobs)
+
+
+HUGE = b"\xff\xff\xff\xff\x07"
+"""The largest length that protobuf knows, 2 GiB less one byte."""
+
+# What is refused, and what its message says.
+REFUSED = {
+    "not protobuf": (b"\xff\xff\xff", "Definition"),
+    "cut off": (definition_of(SOURCE, RESULT)[:-1], "Definition"),
+    "a length beyond the end": (b"\x0a" + HUGE, "Definition"),
+    "a length beyond all numbers": (b"\x0a" + b"\xff" * 9 + b"\x01", "Definition"),
+    "a number without end": (b"\x0a" + b"\x80" * 20, "Definition"),
+    "field 0": (b"\x02\x00", "Definition"),
+    "a group that does not end": (b"\x23", "Definition"),
+    "an end without a group": (b"\x24", "Definition"),
+    "an op that is not one": (definition_of(b"\xff\xff", RESULT), "op 0"),
+    "an op that is cut off": (definition_of(SOURCE[:-1], op_blob(digest_of(SOURCE[:-1]))), "op 0"),
+    "an op with a length beyond its end": (definition_of(b"\x1a" + HUGE, op_blob(digest_of(b"\x1a" + HUGE))), "op 0"),
+    "an input of a wrong wire type": (definition_of(SOURCE, b"\x08\x01"), "no input"),
+    "a last op that is no op": (definition_of(SOURCE, b"\x00"), "op 1"),
+    "text that is not UTF-8": (definition_of(b"\x0a\x03\x0a\x01\xff", RESULT), "op 0"),
+    "a missing input": (definition_of(SOURCE, op_blob("sha256:" + "0" * 64)), "op 1 needs 'sha256:0000"),
+    "an input that is no digest": (definition_of(SOURCE, op_blob("x")), "op 1 needs 'x'"),
+    "an input without a digest": (definition_of(SOURCE, b"\x0a\x00"), "op 1 needs ''"),
+    "an input in upper case": (definition_of(SOURCE, op_blob(digest_of(SOURCE).upper())), "op 1 needs"),
+    "an input by another algorithm": (
+        definition_of(SOURCE, op_blob("sha512:" + hashlib.sha512(SOURCE).hexdigest())),
+        "op 1 needs",
+    ),
+    "a result that needs itself": (definition_of(SOURCE, op_blob(digest_of(op_blob("x")))), "op 1 needs"),
+    "a cycle of one": (definition_of(*cycle(1), op_blob(digest_of(cycle(1)[0]))), "op 0 needs"),
+    "a cycle of two": (definition_of(*cycle(2), op_blob(digest_of(cycle(2)[0]))), "needs"),
+    "a cycle of a thousand": (definition_of(*cycle(1000), op_blob(digest_of(cycle(1000)[0]))), "needs"),
+    "the result as an input": (definition_of(SOURCE, op_blob(digest_of(RESULT)), RESULT), "op 1 needs"),
+    "a negative output": (
+        definition_of(SOURCE, op_blob(digest_of(SOURCE), index=-1)),
+        "op 1 has an input with index -1",
+    ),
+    "the most negative output": (
+        definition_of(SOURCE, op_blob(digest_of(SOURCE), index=-(2**63))),
+        "index -9223372036",
+    ),
+    "no result": (definition_of(SOURCE), "last op has no input"),
+    "a last op without input": (definition_of(SOURCE, SOURCE), "last op has no input"),
+    "an empty op": (definition_of(b""), "last op has no input"),
+    "metadata of nothing": (b"\x12\x02\x0a\x00", "no ops"),
+    "metadata that is cut off": (definition_of(SOURCE, RESULT) + b"\x12\x05\x0a\x00", "Definition"),
+    "location in no file": (located(0), "location in a file"),
+    "location before the first file": (located(-1), "location in a file"),
+    "nested without end": (nested(200), "Definition"),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_definition_that_cannot_be_is_refused(name: str) -> None:
-    with pytest.raises(InvalidDefinition):
-        llb.Definition.parse(REFUSED[name])
+    data, message = REFUSED[name]
+    with pytest.raises(InvalidDefinition, match=message):
+        llb.Definition.parse(data)
+
+
+# What daemons may refuse, and what can be looked at all the same.
+ODD = {
+    # Of several results the first is taken, as the daemon does; whatever else the last op says is not read.
+    "two results": definition_of(SOURCE, OTHER, op_blob(digest_of(SOURCE), digest_of(OTHER))),
+    "a result that does something": definition_of(SOURCE, op_blob(digest_of(SOURCE), identifier="local://y")),
+    "ops of a wrong wire type": definition_of(SOURCE, RESULT) + b"\x08\x01",
+    "ops that are there twice": definition_of(SOURCE, SOURCE, RESULT),
+    "a result that is there twice": definition_of(SOURCE, RESULT, RESULT),
+    "an output that is not there": definition_of(SOURCE, op_blob(digest_of(SOURCE), index=7)),
+    "the last of all outputs": definition_of(SOURCE, op_blob(digest_of(SOURCE), index=2**63 - 1)),
+    "an op that does nothing": definition_of(b"", op_blob(digest_of(b""))),
+    "an op of two kinds": definition_of(SOURCE + b"\x12\x00", op_blob(digest_of(SOURCE + b"\x12\x00"))),
+    "an exec without anything": definition_of(b"\x12\x00", op_blob(digest_of(b"\x12\x00"))),
+    "a file op without actions": definition_of(b"\x22\x00", op_blob(digest_of(b"\x22\x00"))),
+    "numbers of inputs that are not there": definition_of(POINTLESS, op_blob(digest_of(POINTLESS))),
+    "metadata of what is not there": definition_of(SOURCE, RESULT) + b"\x12\x05\x0a\x01x\x12\x00",
+    "locations of what is not there": definition_of(SOURCE, RESULT) + b"\x1a\x07\x0a\x05\x0a\x01x\x12\x00",
+    "a field of a wrong wire type": definition_of(SOURCE, RESULT) + b"\x10\x01",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_odd_can_be_looked_at(name: str) -> None:
+    """Whether an op makes sense is for the daemon to say."""
+    data = ODD[name]
+    definition = llb.Definition.parse(data)
+    assert definition.to_bytes() == data
+    assert definition.head is not None
+    assert definition.head.digest == llb.Definition.parse(data).op(definition.terminal).inputs[0].digest
+    assert definition.head.digest in llb.dump_json(definition)
+    for look in (llb.dump, llb.graph, lambda given: llb.graph(given, "svg"), lambda given: llb.compare(given, given)):
+        assert look(definition)
+    assert definition.platform is None
+    assert llb.marshal(llb.load(definition)).head == definition.head
 
 
 def test_an_invalid_definition_is_an_invalid_option() -> None:
