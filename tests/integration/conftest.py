@@ -6,6 +6,7 @@ Where a server is not to be had the test is skipped, and says why; under BUILDKI
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,43 @@ def engine_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def classic_engine_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A docker engine with the classic image store."""
-    with _available(), servers.run_daemon(tmp_path_factory.mktemp("classic"), classic_store=True) as private:
+    with (
+        _available(),
+        servers.run_daemon(
+            tmp_path_factory.mktemp("classic"),
+            kind="dockerd",
+            dockerd_settings={"features": {"containerd-snapshotter": False}},
+        ) as private,
+    ):
+        yield private.address
+
+
+@pytest.fixture(scope="module")
+def permissive_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A daemon that allows what it can be told to allow. It has the devices example.org/toy=one, which must be allowed
+    too, and example.org/free=one, which need not."""
+    specs = tmp_path_factory.mktemp("cdi")
+    for name, notes in (("toy", {}), ("free", {"org.mobyproject.buildkit.device.autoallow": "true"})):
+        edits = {"env": [f"DEVICE={name}"], "deviceNodes": [{"path": f"/dev/{name}", "hostPath": "/dev/null"}]}
+        device = {"name": "one", "annotations": notes, "containerEdits": edits}
+        spec = {"cdiVersion": "0.6.0", "kind": f"example.org/{name}", "devices": [device]}
+        (specs / f"{name}.json").write_text(json.dumps(spec))
+    entitlements = ("network.host", "security.insecure", "device")
+    arguments = [word for name in entitlements for word in ("--allow-insecure-entitlement", name)]
+    settings = {
+        # dockerd has no setting that allows devices.
+        "builder": {"entitlements": {"network-host": True, "security-insecure": True}},
+        "features": {"containerd-snapshotter": True, "cdi": True},
+        "cdi-spec-dirs": [str(specs)],
+    }
+    with (
+        _available(),
+        servers.run_daemon(
+            tmp_path_factory.mktemp("permissive"),
+            arguments=[*arguments, "--cdi-spec-dir", str(specs)],
+            dockerd_settings=settings,
+        ) as private,
+    ):
         yield private.address
 
 

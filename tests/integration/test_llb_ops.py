@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import socket
+import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from buildkit_py.registry import Registry
 from buildkit_py.session.content import BlobStore, ContentStores
 from buildkit_py.session.directory import DirectoryTarget
 from buildkit_py.session.filesend import FileSend
-from tests.support import git_server
+from tests.support import git_server, openssh, servers
 
 pytestmark = pytest.mark.daemon
 
@@ -33,15 +36,15 @@ def alpine(base_images: Mapping[str, str]) -> str:
 @pytest.fixture
 def files_of(daemon_address: str, tmp_path: Path) -> Any:
     """Solves a state and gives its files, by path; links as "-> target"."""
+    return partial(solve, daemon_address, tmp_path)
 
-    async def solve(state: llb.State, **fields: Any) -> dict[str, str]:
-        out = tmp_path / f"out-{uuid.uuid4().hex}"
-        outputs = [ExporterSpec(type="local", dest=str(out))]
-        async with connect(daemon_address) as client:
-            await build(client, GraphRequest(graph=lambda _: state, outputs=outputs, attestations={}, **fields))
-        return tree(out)
 
-    return solve
+async def solve(address: str, folder: Path, state: llb.State, **fields: Any) -> dict[str, str]:
+    out = folder / f"out-{uuid.uuid4().hex}"
+    outputs = [ExporterSpec(type="local", dest=str(out))]
+    async with connect(address) as client:
+        await build(client, GraphRequest(graph=lambda _: state, outputs=outputs, attestations={}, **fields))
+    return tree(out)
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -221,29 +224,89 @@ async def test_secrets_and_agents(files_of: Any, alpine: str, tmp_path: Path) ->
     assert found == {"a": "A", "b": "B", "both": "CC", "mode": "440 1 2\n660\n", "agent": "/agent"}
 
 
-@pytest.mark.parametrize(
-    ("options", "entitlement"),
-    [({"network": "host"}, "network.host"), ({"security": "insecure"}, "security.insecure")],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+async def test_agents_sign(files_of: Any, alpine: str, tmp_path: Path) -> None:
+    """Each socket leads to the keys of its id, which sign in the build and cannot be removed there."""
+    openssh.copy_programs(tmp_path / "tools")
+    keys = [openssh.new_key(tmp_path / name) for name in ("one", "two", "other")]
+    state = llb.image(alpine).copy(llb.local("tools"), "/", "/", dir_contents_only=True)
+    ran = state.run(
+        shell(f"{openssh.SIGN}; SSH_AUTH_SOCK=/run/other ssh-add -L > /o/other"),
+        mounts=[llb.bind("/o")],
+        ssh=[llb.SSH(), llb.SSH("other", target="/run/other", mode=0o600)],
+    )
+    with openssh.run_agent(tmp_path / "agent", [tmp_path / "one", tmp_path / "two"]):
+        agents = [SSHSpec(paths=[tmp_path / "agent"]), SSHSpec(id="other", paths=[tmp_path / "other"])]
+        found = await files_of(ran.mount("/o"), locals={"tools": tmp_path / "tools"}, ssh=agents)
+    signed = tmp_path / "signed"
+    signed.mkdir()
+    for name, content in found.items():
+        (signed / name).write_text(content)
+    openssh.verify(signed, keys[:2])
+    assert found["other"].split()[1] == keys[2]
+
+
+MODES = [({"network": "host"}, "network.host"), ({"security": "insecure"}, "security.insecure")]
+
+
+@pytest.mark.parametrize(("options", "entitlement"), MODES, ids=["network", "security"])
 async def test_modes_that_must_be_allowed(
-    files_of: Any, alpine: str, options: dict[str, Any], entitlement: str
+    permissive_daemon: str, alpine: str, tmp_path: Path, options: dict[str, Any], entitlement: str
 ) -> None:
-    """Refused where it is not asked for; where the daemon allows it at all, it runs once it is."""
+    """Refused where it is not asked for, and run where it is."""
     script = "ls /sys/class/net > /out/net; grep CapEff /proc/self/status | tr -d '\\t' > /out/caps"
     state = llb.image(alpine).run(shell(script), mounts=[llb.bind("/out")], **options).mount("/out")
     with pytest.raises(SolveError, match="not allowed"):
-        await files_of(state)
-    try:
-        found = await files_of(state, allow=[entitlement])
-    except SolveError as error:
-        if "not allowed by build daemon configuration" in error.message:
-            pytest.skip(f"this daemon never allows {entitlement}")
-        raise
-    if entitlement == "network.host":
+        await solve(permissive_daemon, tmp_path, state)
+    found = await solve(permissive_daemon, tmp_path, state, allow=[entitlement])
+    is_admin = bool(int(found["caps"].strip().removeprefix("CapEff:"), 16) & 1 << 21)  # CAP_SYS_ADMIN
+    assert is_admin == (entitlement == "security.insecure")
+    if entitlement == "network.host":  # which a buildkitd without plugins for networks gives to all
         assert found["net"].split() == sorted(name for _, name in socket.if_nameindex())
-    else:
-        assert int(found["caps"].strip().removeprefix("CapEff:"), 16) & 1 << 21  # CAP_SYS_ADMIN
+
+
+@pytest.mark.parametrize(("options", "entitlement"), MODES, ids=["network", "security"])
+async def test_modes_that_the_daemon_does_not_allow(
+    fresh_daemon: servers.PrivateDaemon, tmp_path: Path, options: dict[str, Any], entitlement: str
+) -> None:
+    """One without settings says so; but for dockerd, which allows the network of the host."""
+    state = llb.scratch().run(["true"], **options)
+    expected = "not allowed by build daemon configuration"
+    if fresh_daemon.kind == "dockerd" and entitlement == "network.host":
+        expected = "true"  # which is not there to be run
+    with pytest.raises(SolveError, match=expected):
+        await solve(fresh_daemon.address, tmp_path, state, allow=[entitlement])
+
+
+@pytest.fixture
+def with_device(permissive_daemon: str, alpine: str, tmp_path: Path) -> Any:
+    """Runs a process with a device, and gives what is there of it."""
+
+    async def run(device: llb.Device | str, **fields: Any) -> dict[str, str]:
+        script = "echo $DEVICE > /out/env; cd /dev; ls toy free 2>/dev/null > /out/nodes || true"
+        state = llb.image(alpine).run(shell(script), mounts=[llb.bind("/out")], devices=[device])
+        return await solve(permissive_daemon, tmp_path, state.mount("/out"), no_cache=True, **fields)
+
+    return run
+
+
+async def test_devices(with_device: Any) -> None:
+    """A CDI device is there with what its specification says; one that is optional may be absent."""
+    assert await with_device("example.org/free=one") == {"env": "free\n", "nodes": "free\n"}
+    assert await with_device(llb.Device("example.org/absent=one", optional=True)) == {"env": "\n", "nodes": ""}
+    with pytest.raises(SolveError, match="absent"):
+        await with_device("example.org/absent=one")
+    with pytest.raises(SolveError, match="not allowed"):
+        await with_device("example.org/toy=one")
+
+
+@pytest.mark.parametrize("allowed", ["device", "device=example.org/toy"])
+async def test_devices_that_must_be_allowed(with_device: Any, allowed: str) -> None:
+    try:
+        assert await with_device("example.org/toy=one", allow=[allowed]) == {"env": "toy\n", "nodes": "toy\n"}
+    except SolveError as error:
+        if "not allowed by build daemon configuration" not in error.message:
+            raise
+        pytest.skip("this daemon cannot be told to allow devices")
 
 
 async def test_merge_diff_and_requires(files_of: Any, alpine: str) -> None:
@@ -312,6 +375,81 @@ async def test_git(files_of: Any, served: git_server.Server, capabilities: froze
     assert ".git/HEAD" in kept
     with pytest.raises(SolveError if checked else UnsupportedByDaemon, match="checksum"):
         await files_of(llb.git(url, ref="v1", checksum=commit))
+
+
+async def test_git_signatures(daemon_address: str, files_of: Any, served: git_server.Server, tmp_path: Path) -> None:
+    """By a commit or a tag, with the key that is meant; what is not signed is refused."""
+    if git_server.find_git_server() is None:
+        pytest.skip("git cannot serve repositories here")
+    async with connect(daemon_address) as client:
+        if not await client.supports("source.git.signatureverify"):
+            pytest.skip("this daemon does not check signatures of git")
+    keys: dict[str, str] = {}
+    for name in ("one", "two"):
+        openssh.new_key(tmp_path / name)
+        keys[name] = (tmp_path / f"{name}.pub").read_text()
+    work = served.root / "work"
+    work.mkdir()
+    git_server.git(work, "init", "-q", "-b", "main")
+    signing = ["-c", "gpg.format=ssh", "-c", f"user.signingkey={tmp_path / 'one'}"]
+    git_server.git(work, *signing, "commit", "-q", "--allow-empty", "-m", "not signed")
+    git_server.git(work, "branch", "unsigned")
+    (work / "f").write_text("signed")
+    git_server.git(work, "add", "f")
+    git_server.git(work, *signing, "commit", "-q", "-S", "-m", "signed by one")
+    git_server.git(work, *signing, "-c", f"user.signingkey={tmp_path / 'two'}", "tag", "-s", "-m", "by two", "v1")
+    git_server.git(work, "clone", "-q", "--bare", str(work), str(served.root / "r.git"))
+
+    async def fetched(ref: str, key: str, **options: Any) -> dict[str, str]:
+        state = llb.git(f"{served.url}/r.git", ref=ref, signature_public_key=keys[key], **options)
+        found = await files_of(state, no_cache=True)
+        assert isinstance(found, dict)
+        return found
+
+    for ref, key, options in (
+        ("main", "one", {}),
+        ("v1", "two", {"require_signed_tag": True}),
+        ("v1", "one", {}),  # the tag is not signed by it, but the commit is
+        ("v1", "one", {"ignore_signed_tag": True}),
+    ):
+        assert await fetched(ref, key, **options) == {"f": "signed"}
+    for ref, key, options, message in (
+        ("unsigned", "one", {}, "not signed"),
+        ("main", "two", {}, "signature"),
+        ("main", "one", {"require_signed_tag": True}, "signed tag required"),
+        ("v1", "one", {"require_signed_tag": True}, "signature"),
+        ("v1", "two", {"ignore_signed_tag": True}, "signature"),
+    ):
+        with pytest.raises(SolveError, match=message):
+            await fetched(ref, key, **options)
+
+
+async def test_http_signatures(daemon_address: str, files_of: Any, served: git_server.Server, tmp_path: Path) -> None:
+    """An OpenPGP signature of the file, by the key that is meant."""
+    if shutil.which("gpg") is None:
+        pytest.skip("no gpg on this machine")
+    async with connect(daemon_address) as client:
+        if not await client.supports("source.http.signatureverify"):
+            pytest.skip("this daemon does not check signatures of files")
+    gpg = ["gpg", "--homedir", str(tmp_path / "gnupg"), "--batch", "--passphrase", "", "--armor"]
+    (tmp_path / "gnupg").mkdir(mode=0o700)
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    try:
+        for name in ("one", "two"):
+            run(*gpg, "--quick-generate-key", f"{name}@example.org", "ed25519", "sign", "never")
+        one, two = (run(*gpg, "--export", f"{name}@example.org") for name in ("one", "two"))
+        by_one = ["--local-user", "one@example.org", "--detach-sign", "--output", "-"]
+        signature = run(*gpg, *by_one, str(served.root / "file.txt"))
+    finally:
+        subprocess.run(["gpgconf", "--homedir", str(tmp_path / "gnupg"), "--kill", "all"], check=False, timeout=60)
+    url = f"{served.url}/file.txt"
+    good = llb.http(url, signature=signature, signature_public_key=one)
+    assert await files_of(good) == {"file.txt": "from the web"}
+    with pytest.raises(SolveError, match="signature"):
+        await files_of(llb.http(url, signature=signature, signature_public_key=two))
 
 
 async def test_a_definition_inside_the_build(files_of: Any) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -28,6 +25,7 @@ from buildkit_py.session.filesync import FileSync, LocalDir
 from buildkit_py.session.policy import Allow, Convert, Deny, Resolve, SourcePolicy, SourceQuestion, Verdict
 from buildkit_py.session.secrets import Secrets
 from buildkit_py.session.sshforward import SSHForward
+from tests.support import openssh
 from tests.support.servers import Registry as RegistryServer
 
 pytestmark = pytest.mark.daemon
@@ -121,77 +119,33 @@ async def test_a_function_that_fails_fails_the_step(builder: Builder) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def _with_libraries(program: str, root: Path) -> None:
-    """Copy a program of this machine and the libraries that it needs."""
-    found = shutil.which(program)
-    if found is None or shutil.which("ldd") is None:
-        pytest.skip(f"no {program} or no ldd on this machine")
-    listed = subprocess.run(["ldd", found], capture_output=True, text=True, check=True).stdout
-    for path in [found, *re.findall(r"(/\S+) \(0x", listed)]:
-        target = root / path.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-
-
-STEP = (
-    "FROM busybox AS build\nCOPY tools /\n"
-    "RUN --mount=type=ssh,id={id} mkdir /o && ssh-add -L > /o/keys "
-    "&& cut -d' ' -f1,2 /o/keys | head -n 1 > /o/key.pub && echo data > /o/data "
-    "&& ssh-keygen -q -Y sign -n test -f /o/key.pub /o/data && {{ ssh-add -D 2>/dev/null && exit 1 || true; }} "
-    "&& ssh-add -L > /o/after\n"
-    "FROM scratch\nCOPY --from=build /o /\n"
-)
-
-
-def _verify(folder: Path, keys: Sequence[str]) -> None:
-    """OpenSSH's own word on what a step has signed."""
-    assert [line.split()[1] for line in (folder / "keys").read_text().splitlines()] == keys
-    assert (folder / "after").read_text() == (folder / "keys").read_text(), "a step removed keys"
-    (folder / "signers").write_text(f"me {(folder / 'key.pub').read_text()}")
-    verify = ["ssh-keygen", "-Y", "verify", "-n", "test", "-I", "me", "-f", "signers", "-s", "data.sig"]
-    subprocess.run(verify, cwd=folder, input=(folder / "data").read_bytes(), check=True, capture_output=True)
-
-
-def _new_key(path: Path, kind: str) -> str:
-    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", str(path)], check=True)
-    return path.with_suffix(".pub").read_text().split()[1]
+def signing(id: str) -> str:
+    """A Dockerfile of which a step signs with an agent."""
+    return (
+        f"FROM busybox AS build\nCOPY tools /\nRUN --mount=type=ssh,id={id} {openssh.SIGN}\n"
+        "FROM scratch\nCOPY --from=build /o /\n"
+    )
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
 async def test_key_files_sign_in_a_step(builder: Builder, tmp_path: Path, kind: str) -> None:
     """OpenSSH in the step lists the keys, signs with one of them and cannot remove them."""
-    _with_libraries("ssh-add", builder.context / "tools")
-    _with_libraries("ssh-keygen", builder.context / "tools")
-    keys = [_new_key(tmp_path / "one", kind), _new_key(tmp_path / "two", "ed25519")]
+    openssh.copy_programs(builder.context / "tools")
+    keys = [openssh.new_key(tmp_path / "one", kind), openssh.new_key(tmp_path / "two")]
     forward = SSHForward([SSHSpec(id="keys", paths=[tmp_path / "one", tmp_path / "two"])])
-    await builder(STEP.format(id="keys"), forward)
-    _verify(builder.out, keys)
+    await builder(signing("keys"), forward)
+    openssh.verify(builder.out, keys)
 
 
 async def test_an_agent_signs_in_a_step(builder: Builder, tmp_path: Path) -> None:
-    """OpenSSH's agent, with a key under a passphrase that only it knows; another id beside it."""
-    _with_libraries("ssh-add", builder.context / "tools")
-    _with_libraries("ssh-keygen", builder.context / "tools")
-    key = _new_key(tmp_path / "one", "ed25519")
-    _new_key(tmp_path / "other", "ed25519")
-    socket = tmp_path / "agent.sock"
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.PIPE)
-    try:
-        assert agent.stdout is not None
-        agent.stdout.readline()  # it has said where it listens
-        subprocess.run(
-            ["ssh-add", "-q", str(tmp_path / "one")], env={"SSH_AUTH_SOCK": str(socket)}, check=True, timeout=20
-        )
-        forward = SSHForward([SSHSpec(), SSHSpec(id="other", paths=[tmp_path / "other"])], environ=_agent(socket))
-        await builder(STEP.format(id="default"), forward)
-        _verify(builder.out, [key])
-    finally:
-        agent.terminate()
-        agent.communicate(timeout=20)
-
-
-def _agent(socket: Path) -> dict[str, str]:
-    return {"SSH_AUTH_SOCK": str(socket)}
+    """OpenSSH's agent; another id beside it."""
+    openssh.copy_programs(builder.context / "tools")
+    key = openssh.new_key(tmp_path / "one")
+    openssh.new_key(tmp_path / "other")
+    with openssh.run_agent(tmp_path / "agent.sock", [tmp_path / "one"]) as environ:
+        forward = SSHForward([SSHSpec(), SSHSpec(id="other", paths=[tmp_path / "other"])], environ=environ)
+        await builder(signing("default"), forward)
+    openssh.verify(builder.out, [key])
 
 
 async def test_an_ssh_id_that_was_not_given(builder: Builder) -> None:

@@ -108,26 +108,25 @@ def run_daemon(
     *,
     kind: Literal["auto", "buildkitd", "dockerd"] = "auto",
     arguments: Sequence[str] = (),
-    classic_store: bool = False,
+    dockerd_settings: Mapping[str, object] | None = None,
 ) -> Generator[PrivateDaemon]:
     """A daemon with its data below folder: buildkitd where there is one, else dockerd; Unavailable without either.
 
     Where the environment names an engine for the tests, "auto" means that one.
-    classic_store is for a dockerd without containerd's image store. Runs its coroutines in loops of its own, so it is
-    for fixtures, not for coroutines.
+    dockerd_settings go over those of a dockerd's configuration file, and arguments are for a buildkitd then. Runs its
+    coroutines in loops of its own, so it is for fixtures, not for coroutines.
     """
     if kind == "auto" and engine_prefix() != prefix():
         kind = "dockerd"
     options = daemon.DaemonOptions(
         state_dir=folder / "daemon", prefix=engine_prefix(), kind=kind, arguments=tuple(arguments)
     )
-    if classic_store:
-        settings = json.loads(launch.dockerd_config(launch.Layout.of(options.state_dir), ()))
-        settings["features"] = {"containerd-snapshotter": False}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "classic.json").write_text(json.dumps(settings))
-        options = replace(options, kind="dockerd", arguments=("--config-file", str(folder / "classic.json")))
     try:
+        if dockerd_settings and launch.find_daemon(options)[0] == "dockerd":
+            settings = json.loads(launch.dockerd_config(launch.Layout.of(options.state_dir), ()))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "dockerd.json").write_text(json.dumps({**settings, **dockerd_settings}))
+            options = replace(options, arguments=("--config-file", str(folder / "dockerd.json")))
         status = asyncio.run(daemon.start(options))
     except ConnectFailed as error:
         raise Unavailable(f"{error} (make servers)") from error
