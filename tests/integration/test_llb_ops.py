@@ -377,13 +377,16 @@ async def test_git(files_of: Any, served: git_server.Server, capabilities: froze
         await files_of(llb.git(url, ref="v1", checksum=commit))
 
 
-async def test_git_signatures(daemon_address: str, files_of: Any, served: git_server.Server, tmp_path: Path) -> None:
+async def test_git_signatures(
+    capabilities: frozenset[str], files_of: Any, served: git_server.Server, tmp_path: Path
+) -> None:
     """By a commit or a tag, with the key that is meant; what is not signed is refused."""
     if git_server.find_git_server() is None:
         pytest.skip("git cannot serve repositories here")
-    async with connect(daemon_address) as client:
-        if not await client.supports("source.git.signatureverify"):
-            pytest.skip("this daemon does not check signatures of git")
+    if "source.git.signatureverify" not in capabilities:
+        with pytest.raises(UnsupportedByDaemon, match=r"lacks source\.git\.signatureverify"):
+            await files_of(llb.git(f"{served.url}/r.git", signature_public_key="key"))
+        return
     keys: dict[str, str] = {}
     for name in ("one", "two"):
         openssh.new_key(tmp_path / name)
@@ -424,13 +427,16 @@ async def test_git_signatures(daemon_address: str, files_of: Any, served: git_se
             await fetched(ref, key, **options)
 
 
-async def test_http_signatures(daemon_address: str, files_of: Any, served: git_server.Server, tmp_path: Path) -> None:
+async def test_http_signatures(
+    capabilities: frozenset[str], files_of: Any, served: git_server.Server, tmp_path: Path
+) -> None:
     """An OpenPGP signature of the file, by the key that is meant."""
     if shutil.which("gpg") is None:
         pytest.skip("no gpg on this machine")
-    async with connect(daemon_address) as client:
-        if not await client.supports("source.http.signatureverify"):
-            pytest.skip("this daemon does not check signatures of files")
+    if "source.http.signatureverify" not in capabilities:
+        with pytest.raises(UnsupportedByDaemon, match=r"lacks source\.http\.signatureverify"):
+            await files_of(llb.http(f"{served.url}/file.txt", signature="s", signature_public_key="key"))
+        return
     gpg = ["gpg", "--homedir", str(tmp_path / "gnupg"), "--batch", "--passphrase", "", "--armor"]
     (tmp_path / "gnupg").mkdir(mode=0o700)
 
