@@ -80,7 +80,7 @@ async def _serve(listener: socket.socket, opener: Opener, opened: asyncio.Future
         streams.create_task(_serve_first(waiting, opener, opened))
         while True:
             try:
-                local, _ = await loop.sock_accept(listener)
+                local = await _accept(listener)
             except OSError as error:  # too many open files, for one
                 logger.warning("bridge: cannot accept a connection: %s", error)
                 await asyncio.sleep(0.1)
@@ -90,6 +90,26 @@ async def _serve(listener: socket.socket, opener: Opener, opened: asyncio.Future
                 streams.create_task(_serve_one(local, opener))
             else:
                 waiting.set_result(local)
+
+
+async def _accept(listener: socket.socket) -> socket.socket:
+    """The next connection. Unlike the loop's own sock_accept(), this loses none to a cancellation."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return listener.accept()[0]
+        except BlockingIOError:
+            readable: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(listener, _settle, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(listener)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def _serve_first(waiting: asyncio.Future[socket.socket], opener: Opener, opened: asyncio.Future[None]) -> None:

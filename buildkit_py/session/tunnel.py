@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Protocol, assert_never
+from typing import Protocol, assert_never, cast
 
 from buildkit_py.errors import BuildKitError, ConnectFailed, ConnectionLost, ProtocolError, RPCError
 from buildkit_py.session.attachable import Code
@@ -158,8 +158,7 @@ class _Tunnel(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are none by their class
         self._writable = True
         self.flush()
 

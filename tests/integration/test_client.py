@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import subprocess
 import sys
@@ -317,3 +318,36 @@ def test_forks(daemon_address: str) -> None:
         [sys.executable, "-c", _FORKING, daemon_address], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["5", "6", "7"], "")
+
+
+_ON_UVLOOP = """
+import asyncio, sys, uvloop
+from buildkit_py import BuildRequest, build, connect
+
+async def main():
+    async with connect(sys.argv[1]) as client:
+        await build(client, BuildRequest(context=sys.argv[2]))
+        try:
+            async with asyncio.timeout(0.02):
+                await build(client, BuildRequest(context=sys.argv[2], no_cache=True))
+        except TimeoutError:
+            pass
+    return len(asyncio.all_tasks())
+
+uvloop.install()
+print(asyncio.run(main()))
+"""
+
+
+def test_another_event_loop(daemon_address: str, scratch: Path) -> None:
+    """Services often run on uvloop, whose transports are not asyncio's by their class."""
+    if importlib.util.find_spec("uvloop") is None:
+        pytest.skip("uvloop is not installed")
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", _ON_UVLOOP, daemon_address, scratch],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
