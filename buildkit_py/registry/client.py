@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import re
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
+from typing import BinaryIO, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from buildkit_py.digest import Digest, Hash
+from buildkit_py.digest import Digest
 from buildkit_py.errors import (
     InvalidDigest,
     InvalidReference,
@@ -28,9 +26,11 @@ from buildkit_py.errors import (
 from buildkit_py.oci import OCI_INDEX, Descriptor
 from buildkit_py.reference import Reference
 from buildkit_py.registry import _http
+from buildkit_py.registry._answers import digest_told, head_descriptor, location_of, tags_of, verified
+from buildkit_py.registry._content import BlobReader, Collected, Content, Download, Writer, ended_early, slices
 from buildkit_py.registry._http import CONNECTIONS, Origin, Response, Transport
 from buildkit_py.registry._operation import Operation, Turns
-from buildkit_py.registry._oras import SUCCESS, OrasRegistry, RepositoryURLs, follow
+from buildkit_py.registry._oras import SUCCESS, OrasRegistry, RepositoryURLs
 from buildkit_py.registry._referrers import entry_for, fallback_tag, listed, subject_of, with_entry, without_entry
 from buildkit_py.registry.auth import Authorizer, everything, merge_scopes, pull, push
 from buildkit_py.registry.config import Mirror, RegistryConfig, RetryPolicy, Timeouts
@@ -59,25 +59,7 @@ _MAX_REFERRERS = 10_000
 _MAX_EDITS = 5
 _ABSENT_ENOUGH = 8
 _SMALL_BLOB_BYTES = 256 << 10
-_HASHED_ASIDE_BYTES = 16 << 20
-"""Below this a thread costs more than it saves."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
-
-
-class Writer(Protocol):
-    """Where a blob goes."""
-
-    def write(self, data: bytes, /) -> object:
-        """Take all of data."""
-        ...
-
-
-class _Content(Protocol):
-    """What an upload reads; a binary file is one."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-    def close(self) -> None: ...
 
 
 class RegistryClient:
@@ -140,7 +122,7 @@ class RegistryClient:
             response = self._manifest(reference, "HEAD", operation, place, expect=frozenset({200, 403, 405}))
             if response.status_code != 200:
                 return None
-            return _head_descriptor(response, reference)
+            return head_descriptor(response, reference)
 
         found = self._read(reference, once, operation, mirrors=mirrors)
         # No HEAD here, or no digest in its answer: the bytes themselves tell.
@@ -156,7 +138,7 @@ class RegistryClient:
         def once(place: Mirror | None) -> tuple[bytes, Descriptor]:
             response = self._manifest(reference, "GET", operation, place, expect=frozenset({200}))
             raw = response.content
-            return raw, _verified(raw, response, reference)
+            return raw, verified(raw, response, reference)
 
         return self._read(reference, once, operation, mirrors=mirrors)
 
@@ -273,7 +255,7 @@ class RegistryClient:
             def take(response: Response) -> bool:
                 nonlocal pages
                 pages += 1
-                found.update(_tags_of(response, reference))
+                found.update(tags_of(response, reference))
                 if len(found) > _MAX_TAGS or pages > _MAX_PAGES:
                     raise RegistryError(f"{reference.name}: more than {_MAX_TAGS} tags, or an endless list")
                 return True
@@ -301,7 +283,7 @@ class RegistryClient:
                 f"{_reference(repository).name}@{descriptor.digest}: {descriptor.size} bytes, "
                 f"expected at most {max_bytes}"
             )
-        collected = _Collected()
+        collected = Collected()
         self.fetch_blob(repository, descriptor, collected, operation=self._operation(operation))
         return b"".join(collected.parts)
 
@@ -319,7 +301,7 @@ class RegistryClient:
         """
         reference = _reference(repository).with_digest(descriptor.digest)
         operation = operation or Operation(self._timeouts.blob)
-        with contextlib.closing(_Download(descriptor, writer)) as state:
+        with contextlib.closing(Download(descriptor, writer)) as state:
             self._read(reference, lambda place: self._download(reference, state, operation, place), operation)
             descriptor.digest.verify_hash(state.hashed(), f"blob of {reference.name}")
 
@@ -358,11 +340,12 @@ class RegistryClient:
         origin, reference = _reference(source), _reference(target)
         operation = operation or Operation(self._timeouts.blob)
 
-        def open_content() -> _Content:
+        def open_content() -> Content:
             if descriptor.data is not None:
                 descriptor.verify(descriptor.data, f"data of {descriptor.digest}")
                 return io.BytesIO(descriptor.data)
-            return _BlobReader(self, origin, descriptor, operation.part())
+            part, blob = operation.part(), origin.with_digest(descriptor.digest)
+            return BlobReader(self.transport, blob, descriptor, part, lambda at: self.blob_chunks(blob, at, part))
 
         return self._push(reference, descriptor, open_content, origin, operation)
 
@@ -431,7 +414,7 @@ class RegistryClient:
                 raise
 
         response = self.transport.retrying(operation, once)
-        told = _digest_header(response)
+        told = digest_told(response)
         if told is not None and told.algorithm == digest.algorithm and told != digest:
             raise InvalidDigest(f"{target}: the registry stored {told}, {digest} was sent")
         return response
@@ -601,7 +584,7 @@ class RegistryClient:
         self,
         reference: Reference,
         descriptor: Descriptor,
-        open_content: Callable[[], _Content],
+        open_content: Callable[[], Content],
         source: Reference | None,
         operation: Operation,
     ) -> Transfer:
@@ -625,7 +608,7 @@ class RegistryClient:
         self,
         reference: Reference,
         descriptor: Descriptor,
-        open_content: Callable[[], _Content],
+        open_content: Callable[[], Content],
         source: Reference | None,
         operation: Operation,
     ) -> Transfer:
@@ -641,7 +624,7 @@ class RegistryClient:
             return Transfer.PRESENT
         if location is None:
             url = self._http.url(reference, RepositoryURLs.upload_blob_url)
-            location = _location(self._post(url, (push(reference.path),), reference, operation))
+            location = location_of(self._post(url, (push(reference.path),), reference, operation))
         self._upload(reference, descriptor, location, open_content, operation)
         return Transfer.SENT
 
@@ -671,8 +654,8 @@ class RegistryClient:
             operation.check()
             return False, None
         if response.status_code != 201:
-            return False, _location(response)
-        told = _digest_header(response)
+            return False, location_of(response)
+        told = digest_told(response)
         if told is not None and told.algorithm == digest.algorithm and told != digest:
             raise InvalidDigest(f"{reference.name}: the registry mounted {told}, {digest} was asked for")
         return True, None
@@ -707,7 +690,7 @@ class RegistryClient:
         reference: Reference,
         descriptor: Descriptor,
         location: str,
-        open_content: Callable[[], _Content],
+        open_content: Callable[[], Content],
         operation: Operation,
     ) -> None:
         separator = "&" if "?" in location else "?"
@@ -719,7 +702,7 @@ class RegistryClient:
                     "Content-Type": "application/octet-stream",
                     "Content-Length": str(descriptor.size),
                 },
-                body=lambda: _slices(descriptor, open_content, operation),
+                body=lambda: slices(descriptor, open_content, operation),
                 home=Origin.of(self._http.url(reference, RepositoryURLs.upload_blob_url)),
                 scopes=(push(reference.path),),
                 repository=reference.path,
@@ -731,17 +714,17 @@ class RegistryClient:
             # where it is the content that is nowhere.
             error.retryable = error.method == "PUT"
             raise
-        told = _digest_header(response)
+        told = digest_told(response)
         if told is not None and told.algorithm == descriptor.digest.algorithm and told != descriptor.digest:
             raise InvalidDigest(f"{reference.name}: the registry stored {told}, {descriptor.digest} was sent")
 
-    def _download(self, reference: Reference, state: _Download, operation: Operation, place: Mirror | None) -> None:
+    def _download(self, reference: Reference, state: Download, operation: Operation, place: Mirror | None) -> None:
         if state.complete:
             return
         for chunk in self.blob_chunks(reference, state.received, operation, place):
             state.take(chunk, reference)
         if not state.complete:
-            raise _ended_early(reference, state)
+            raise ended_early(reference, state)
 
     def blob_chunks(
         self, reference: Reference, start: int, operation: Operation, place: Mirror | None = None
@@ -772,111 +755,8 @@ class RegistryClient:
                 yield fresh
 
 
-class _Collected:
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, data: bytes, /) -> None:
-        self.parts.append(data)
-
-
-class _Download:
-    """How far a blob has come, over all attempts. A large one is hashed beside being received and written."""
-
-    def __init__(self, descriptor: Descriptor, writer: Writer) -> None:
-        self.descriptor = descriptor
-        self.received = 0
-        self._hash: Hash = descriptor.digest.new_hash()
-        self._writer = writer
-        large = descriptor.size >= _HASHED_ASIDE_BYTES
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="registry-hash") if large else None
-        self._hashing: Future[None] | None = None
-
-    def close(self) -> None:
-        """End the thread that hashes."""
-        if self._aside is not None:
-            self._aside.shutdown()
-
-    def hashed(self) -> Hash:
-        """Of all that was received."""
-        if self._hashing is not None:
-            self._hashing.result()
-        return self._hash
-
-    @property
-    def complete(self) -> bool:
-        return self.received == self.descriptor.size
-
-    def take(self, chunk: bytes, reference: Reference) -> None:
-        if self.received + len(chunk) > self.descriptor.size:
-            raise InvalidDigest(f"{reference}: the blob is larger than the {self.descriptor.size} bytes it should be")
-        if self._aside is None:
-            self._hash.update(chunk)
-        else:
-            self.hashed()  # of the piece before, so that no more than two are held
-            self._hashing = self._aside.submit(self._hash.update, chunk)
-        self._writer.write(chunk)
-        self.received += len(chunk)
-
-
-class _BlobReader:
-    """A blob of another repository as the content of an upload; goes on where it was after an interruption."""
-
-    def __init__(self, client: RegistryClient, repository: Reference, descriptor: Descriptor, part: Operation) -> None:
-        self._client = client
-        self._reference = repository.with_digest(descriptor.digest)
-        self._operation = part
-        self._last = _Last()
-        self._state = _Download(descriptor, self._last)
-        self._chunks: Generator[bytes] | None = None
-
-    def close(self) -> None:
-        self._state.close()
-        if self._chunks is not None:
-            self._chunks.close()
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes, whatever their number; of a blob that is not what it should be, never the last ones."""
-        if self._state.complete:
-            return b""
-        self._client.transport.retrying(self._operation, self._step)
-        if self._state.complete:
-            self._state.descriptor.digest.verify_hash(self._state.hashed(), f"blob of {self._reference.name}")
-        return self._last.data
-
-    def _step(self) -> None:
-        if self._chunks is None:
-            self._chunks = self._client.blob_chunks(self._reference, self._state.received, self._operation)
-        try:
-            chunk = next(self._chunks, None)
-        except RegistryError:
-            self._chunks = None
-            raise
-        if chunk is None:
-            self._chunks = None
-            raise _ended_early(self._reference, self._state)
-        self._state.take(chunk, self._reference)
-
-
-class _Last:
-    data = b""
-
-    def write(self, data: bytes, /) -> None:
-        self.data = data
-
-
 class _NoSuchList(Exception):
     """The registry does not list referrers."""
-
-
-def _ended_early(reference: Reference, state: _Download) -> RegistryError:
-    return RegistryError(
-        f"{reference}: the blob ended after {state.received} of {state.descriptor.size} bytes",
-        retryable=True,
-        host=reference.api_host,
-        method="GET",
-        repository=reference.path,
-    )
 
 
 def _no_delete(reference: Reference, error: RegistryError) -> Unsupported:
@@ -909,91 +789,6 @@ def _checked_list(raw: bytes, media_type: str, reference: Reference) -> tuple[De
 
 def _reference(repository: Repository) -> Reference:
     return repository if isinstance(repository, Reference) else Reference.parse_normalized(repository)
-
-
-def _location(response: Response) -> str:
-    return follow(response.request.url or "", response.headers.get("Location", ""))
-
-
-def _digest_header(response: Response) -> Digest | None:
-    """Docker-Content-Digest, if it is there and a digest."""
-    try:
-        return Digest.parse(response.headers.get("Docker-Content-Digest", "").strip())
-    except InvalidDigest:
-        return None
-
-
-def _head_descriptor(response: Response, reference: Reference) -> Descriptor | None:
-    """None where the headers do not tell enough."""
-    digest, kind = _digest_header(response), _http.media_type(response)
-    length = response.headers.get("Content-Length", "")
-    if digest is None or not kind or not (length.isascii() and length.isdigit()):
-        return None
-    if reference.digest is not None and digest != reference.digest:
-        # A registry that stored it under another algorithm, or a wrong answer: only the bytes can tell.
-        return None
-    return Descriptor(media_type=kind, digest=digest, size=int(length))
-
-
-def _verified(raw: bytes, response: Response, reference: Reference) -> Descriptor:
-    what = f"manifest of {reference.name}"
-    digest = Digest.of(raw)
-    if reference.digest is not None:
-        reference.digest.verify(raw, what)
-        digest = reference.digest
-    else:
-        told = _digest_header(response)
-        if told is not None:
-            told.verify(raw, what)
-    kind, inner = _http.media_type(response), _inner_media_type(raw)
-    if kind and inner and kind != inner:
-        raise RegistryError(
-            f"{reference}: the registry calls it {kind[:100]}, it calls itself {inner[:100]}",
-            status=response.status_code,
-            host=reference.api_host,
-            repository=reference.path,
-        )
-    return Descriptor(media_type=inner or kind, digest=digest, size=len(raw))
-
-
-def _inner_media_type(raw: bytes) -> str:
-    try:
-        parsed: object = json.loads(raw)
-    except (ValueError, RecursionError):
-        parsed = None
-    kind = cast("dict[str, object]", parsed).get("mediaType") if isinstance(parsed, dict) else None
-    return kind if isinstance(kind, str) else ""
-
-
-def _tags_of(response: Response, reference: Reference) -> list[str]:
-    try:
-        parsed: object = json.loads(response.content)
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise RegistryError(f"{reference.name}: the list of tags is not JSON", host=reference.api_host)
-    # Some registries put null, or digests, among the tags.
-    listed = cast("dict[str, object]", parsed).get("tags")
-    items = cast("list[object]", listed) if isinstance(listed, list) else []
-    return [item for item in items if isinstance(item, str) and item]
-
-
-def _slices(descriptor: Descriptor, open_content: Callable[[], _Content], operation: Operation) -> Generator[bytes]:
-    """The content in pieces, exactly as many bytes as announced."""
-    left = descriptor.size
-    try:
-        with contextlib.closing(open_content()) as file:
-            while chunk := file.read(_http.CHUNK_BYTES):
-                left -= len(chunk)
-                if left < 0:
-                    break
-                operation.check()
-                yield chunk
-    except OSError as error:
-        # Not to be taken for a failure of the connection that this is being written to.
-        raise RegistryError(f"content of {descriptor.digest}: {error.strerror or 'cannot be read'}") from error
-    if left:
-        raise InvalidDigest(f"content of {descriptor.digest}: not the {descriptor.size} bytes it should be")
 
 
 __all__ = ["ACCEPT", "MAX_MANIFEST_BYTES", "RegistryClient", "Repository", "Writer"]
