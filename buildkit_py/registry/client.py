@@ -18,7 +18,6 @@ from buildkit_py.errors import (
     InvalidDigest,
     InvalidReference,
     NotFound,
-    ProtocolError,
     RegistryError,
     Unauthorized,
     Unsupported,
@@ -29,9 +28,10 @@ from buildkit_py.registry import _http
 from buildkit_py.registry._answers import digest_told, head_descriptor, location_of, tags_of, verified
 from buildkit_py.registry._content import BlobReader, Collected, Content, Download, Writer, ended_early, slices
 from buildkit_py.registry._http import CONNECTIONS, Origin, Response, Transport
+from buildkit_py.registry._lists import ReferrerLists
 from buildkit_py.registry._operation import Operation, Turns
 from buildkit_py.registry._oras import SUCCESS, OrasRegistry, RepositoryURLs
-from buildkit_py.registry._referrers import entry_for, fallback_tag, listed, subject_of, with_entry, without_entry
+from buildkit_py.registry._referrers import subject_of
 from buildkit_py.registry.auth import Authorizer, everything, merge_scopes, pull, push
 from buildkit_py.registry.config import Mirror, RegistryConfig, RetryPolicy, Timeouts
 from buildkit_py.registry.credentials import CredentialStore, DockerCredentials
@@ -55,8 +55,6 @@ ACCEPT = ", ".join(
 """All four, always: a registry answers 404, or with another manifest, where the stored type is not named."""
 _MAX_PAGES = 1000
 _MAX_TAGS = 200_000
-_MAX_REFERRERS = 10_000
-_MAX_EDITS = 5
 _ABSENT_ENOUGH = 8
 _SMALL_BLOB_BYTES = 256 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
@@ -93,10 +91,15 @@ class RegistryClient:
         store = config.credential_store(credentials or DockerCredentials())
         self._absent: dict[str, int] = {}
         """By repository: of how many blobs in a row it was asked, and had none."""
-        self._listing: dict[str, bool] = {}
-        """By repository: whether the registry lists referrers by itself."""
         self._turns = Turns()
         self._http = OrasRegistry(self.transport, Authorizer(self.transport, store))
+        self._lists = ReferrerLists(
+            self._http,
+            self.transport,
+            self._turns,
+            fetch=lambda tag, operation: self.fetch_manifest(tag, mirrors=False, operation=operation),
+            put=lambda tag, raw, operation: self._put_manifest(tag, raw, OCI_INDEX, Digest.of(raw), operation),
+        )
 
     def close(self) -> None:
         """Close idle connections."""
@@ -192,7 +195,7 @@ class RegistryClient:
             response = self._put_manifest(reference.with_digest(digest), raw, media_type, digest, operation)
             subject = subject_of(raw) if track_subject else None
             if subject is not None and response.headers.get("OCI-Subject", "").strip() != str(subject):
-                self._track(reference, subject, raw, media_type, operation)
+                self._lists.track(reference, subject, raw, media_type, operation)
         for target in targets:
             self._put_manifest(target, raw, media_type, digest, operation)
         return Descriptor(media_type=media_type, digest=digest, size=len(raw))
@@ -220,8 +223,8 @@ class RegistryClient:
             operation.check()
             subject = None  # unreadable: all the more reason to delete it
         self._delete(reference, operation)
-        if subject is not None and not self._lists_referrers(reference, subject, operation):
-            self._forget_referrer(reference, subject, digest, operation)
+        if subject is not None and not self._lists.are_kept(reference, subject, operation):
+            self._lists.forget(reference, subject, digest, operation)
 
     def referrers(
         self,
@@ -238,8 +241,8 @@ class RegistryClient:
         """
         reference = _reference(repository)
         operation = self._operation(operation)
-        told = self._referrers_of_api(reference, digest, artifact_type, operation)
-        found = self._referrers_of_tag(reference, digest, operation)[1] if told is None else told
+        told = self._lists.of_api(reference, digest, artifact_type, operation)
+        found = self._lists.of_tag(reference, digest, operation)[1] if told is None else told
         wanted = (item for item in found if artifact_type is None or item.artifact_type == artifact_type)
         return tuple({item.digest: item for item in wanted}.values())
 
@@ -448,127 +451,6 @@ class RegistryClient:
                 raise _no_delete(reference, error) from error
             raise
 
-    def _referrers_of_api(
-        self, reference: Reference, digest: Digest, artifact_type: str | None, operation: Operation
-    ) -> list[Descriptor] | None:
-        """None where the registry does not list referrers."""
-        query = {} if artifact_type is None else {"artifactType": artifact_type}
-        url = self._http.url(reference, lambda urls: urls.referrers_url(str(digest)), query=query)
-
-        def once() -> list[Descriptor] | None:
-            found: list[Descriptor] = []
-            pages = 0
-
-            def take(response: Response) -> bool:
-                nonlocal pages
-                pages += 1
-                if pages == 1 and _http.media_type(response) != OCI_INDEX:
-                    # GHCR, for one, leads to a page for people.
-                    raise _NoSuchList
-                found.extend(_checked_list(response.content, _http.media_type(response), reference))
-                if len(found) > _MAX_REFERRERS or pages > _MAX_PAGES:
-                    raise RegistryError(
-                        f"{reference.name}: more than {_MAX_REFERRERS} referrers of {digest}, or an endless list",
-                        host=reference.api_host,
-                        repository=reference.path,
-                    )
-                return True
-
-            try:
-                self._http.pages(
-                    url,
-                    take,
-                    scopes=(pull(reference.path),),
-                    repository=reference.path,
-                    operation=operation,
-                    accept=OCI_INDEX,
-                )
-            except _NoSuchList:
-                return None
-            except RegistryError as error:
-                unknown = error.status in {404, 405, 501} or "UNSUPPORTED" in error.codes
-                if pages or not unknown:
-                    raise
-                return None
-            return found
-
-        found = self.transport.retrying(operation, once)
-        self._listing[reference.name] = found is not None
-        return found
-
-    def _lists_referrers(self, reference: Reference, digest: Digest, operation: Operation) -> bool:
-        """Whether the registry keeps track of referrers by itself; asked once for each repository."""
-        known = self._listing.get(reference.name)
-        if known is None:
-            known = self._referrers_of_api(reference, digest, None, operation) is not None
-        return known
-
-    def _referrers_of_tag(
-        self, reference: Reference, digest: Digest, operation: Operation
-    ) -> tuple[bytes | None, tuple[Descriptor, ...]]:
-        """The list that stands at the tag of the tag schema; no bytes where there is none."""
-        try:
-            tag = reference.with_tag(fallback_tag(digest))
-            raw, found = self.fetch_manifest(tag, mirrors=False, operation=operation)
-        except NotFound:
-            return None, ()
-        return raw, _checked_list(raw, found.media_type, reference)
-
-    def _track(self, reference: Reference, subject: Digest, raw: bytes, media_type: str, operation: Operation) -> None:
-        """See to it that the manifest is found by its subject."""
-        # Some registries have the list and do not say so in their answer (Harbor before 2.9).
-        if self._lists_referrers(reference, subject, operation):
-            return
-        entry = entry_for(raw, media_type)
-        self._edit_list(
-            reference,
-            subject,
-            lambda listed: entry.digest in listed,
-            lambda before: with_entry(before, entry),
-            operation,
-        )
-
-    def _forget_referrer(self, reference: Reference, subject: Digest, digest: Digest, operation: Operation) -> None:
-        self._edit_list(
-            reference,
-            subject,
-            lambda listed: digest not in listed,
-            lambda before: without_entry(before or b"{}", digest),
-            operation,
-        )
-
-    def _edit_list(
-        self,
-        reference: Reference,
-        subject: Digest,
-        is_done: Callable[[set[Digest]], bool],
-        edit: Callable[[bytes | None], bytes],
-        operation: Operation,
-    ) -> None:
-        """Change the list of referrers at its tag, and look whether the change is still there.
-
-        Registries have no locks: another client that writes at the same time may undo it.
-        """
-        tag = reference.with_tag(fallback_tag(subject))
-        # One at a time in this client, which would otherwise collide with itself.
-        with self._turns.take(str(tag), operation):
-            for attempt in range(1, _MAX_EDITS + 1):
-                before, entries = self._referrers_of_tag(reference, subject, operation)
-                if is_done({entry.digest for entry in entries}):
-                    return
-                if attempt > 1:
-                    self.transport.pause(operation, attempt)
-                after = edit(before)
-                self._put_manifest(tag, after, OCI_INDEX, Digest.of(after), operation)
-            if is_done({entry.digest for entry in self._referrers_of_tag(reference, subject, operation)[1]}):
-                return
-        raise RegistryError(
-            f"{tag}: others keep replacing this list of referrers; try again later",
-            retryable=True,
-            host=reference.api_host,
-            repository=reference.path,
-        )
-
     def _has_blob(self, reference: Reference, digest: Digest, scope: str, operation: Operation) -> bool:
         response = self._http.do_request(
             self._http.url(reference, lambda urls: urls.get_blob_url(str(digest))),
@@ -755,10 +637,6 @@ class RegistryClient:
                 yield fresh
 
 
-class _NoSuchList(Exception):
-    """The registry does not list referrers."""
-
-
 def _no_delete(reference: Reference, error: RegistryError) -> Unsupported:
     if reference.digest is not None:
         advice = "its operator can allow that (Distribution: storage.delete.enabled)"
@@ -774,17 +652,6 @@ def _no_delete(reference: Reference, error: RegistryError) -> Unsupported:
         method="DELETE",
         repository=reference.path,
     )
-
-
-def _checked_list(raw: bytes, media_type: str, reference: Reference) -> tuple[Descriptor, ...]:
-    try:
-        return listed(raw, media_type)
-    except ProtocolError as error:
-        raise RegistryError(
-            f"{reference.name}: the list of referrers cannot be used: {error}",
-            host=reference.api_host,
-            repository=reference.path,
-        ) from error
 
 
 def _reference(repository: Repository) -> Reference:
