@@ -38,7 +38,7 @@ SYSTEM_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin",
 
 ENGINE_SUITE = "forky"  # its docker.io needs no newer libc than Debian 12 has
 COMPAT_SUITE = "trixie"  # docker.io 26.1.5, an older BuildKit
-BASE_SUITE = "bookworm"
+BASE_SUITE = "bookworm"  # its docker.io is 20.10.24, with a BuildKit of 2021
 DEBIAN_SUITES = {"bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable"}
 ARCHITECTURES = ("amd64", "arm64", "armhf")
 # Of this machine; what runs here is fetched for it.
@@ -176,10 +176,11 @@ def fetch_peers() -> None:
 
 
 def fetch_compat() -> None:
-    """An older engine, in a prefix of its own."""
-    packages = [Package("docker.io", COMPAT_SUITE), Package("containerd", COMPAT_SUITE)]
-    root = PREFIX.with_name(PREFIX.name + "-compat")
-    unpack("compat", packages, root, programs=("usr/sbin/dockerd", "usr/bin/containerd"))
+    """An older engine and a very old one, each in a prefix of its own."""
+    for name, suite in (("compat", COMPAT_SUITE), ("ancient", BASE_SUITE)):
+        packages = [Package("docker.io", suite), Package("containerd", suite)]
+        root = PREFIX.with_name(f"{PREFIX.name}-{name}")
+        unpack(name, packages, root, programs=("usr/sbin/dockerd", "usr/bin/containerd"))
     install({"runc": "runc", "iptables": "iptables"})
 
 

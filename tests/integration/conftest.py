@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_py import connect
-from tests.support import images, servers
+from tests.support import images, peers, servers
 
 
 @contextmanager
@@ -103,6 +103,17 @@ def permissive_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
             dockerd_settings=settings,
         ) as private,
     ):
+        yield private.address
+
+
+@pytest.fixture(scope="session")
+def ancient_engine_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Debian 12's engine 20.10, whose BuildKit is from before v0.9; of use for what it cannot do."""
+    programs = peers.prefix().with_name(f"{peers.prefix().name}-ancient")
+    if not (programs / "usr" / "sbin" / "dockerd").is_file():
+        pytest.skip("no very old engine was fetched (make test-compat)")
+    folder = tmp_path_factory.mktemp("ancient")
+    with _available(), servers.run_daemon(folder, kind="dockerd", programs=programs) as private:
         yield private.address
 
 

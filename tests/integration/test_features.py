@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from buildkit_py import BuildRequest, ExporterSpec, StatusUpdate, build, connect, features
+from buildkit_py import BuildRequest, CacheSpec, ExporterSpec, StatusUpdate, build, connect, features
 from buildkit_py.errors import SolveError, UnsupportedByDaemon
 from tests.support.servers import Registry
 
@@ -61,6 +63,47 @@ async def test_a_feature_is_there_or_refused(
     )
     assert seen == []
     assert not (tmp_path / "out").exists()
+
+
+ANCIENT: Mapping[str, tuple[features.Feature, Mapping[str, Any]]] = {
+    "default": (features.ATTESTATIONS, {"attestations": {"provenance": "mode=min"}}),
+    "context": (features.NAMED_CONTEXTS, {"build_contexts": {"more": "."}}),
+    "annotation": (features.ANNOTATIONS, {"annotations": {"a": "b"}, "load": True, "tags": ["a/b:1"]}),
+    "epoch": (features.SOURCE_DATE_EPOCH, {"build_args": {"SOURCE_DATE_EPOCH": "0"}}),
+    "ulimit": (features.ULIMIT, {"ulimits": ["nofile=1:1"]}),
+    "shm-size": (features.SHM_SIZE, {"shm_size": 1 << 20}),
+    "cgroup": (features.CGROUP_PARENT, {"cgroup_parent": "x"}),
+    "outputs": (features.SEVERAL_OUTPUTS, {"outputs": ["type=local,dest={folder}/a", "type=tar,dest={folder}/b"]}),
+    "cache": (features.CACHE_MANIFEST, {"cache_to": ["type=registry,ref=localhost:1/x,image-manifest=true"]}),
+}
+
+
+@pytest.mark.parametrize("name", ANCIENT)
+async def test_a_very_old_daemon_refuses_what_it_would_leave_out(
+    name: str, ancient_engine_address: str, tmp_path: Path
+) -> None:
+    """It cannot even say its version, and does build what it knows."""
+    feature, fields = ANCIENT[name]
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context" / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /file\n")
+    fields = {"context": tmp_path / "context", "attestations": {}, **fields}
+    texts = [text.format(folder=tmp_path) for text in fields.get("outputs", ())]
+    fields |= {"outputs": [ExporterSpec.parse(text) for text in texts]}
+    fields |= {"cache_to": [CacheSpec.parse(text) for text in fields.get("cache_to", ())]}
+    async with connect(ancient_engine_address) as client:
+        assert await client.info() is None
+        with pytest.raises(UnsupportedByDaemon, match=f"{re.escape(feature.name)}: .*BuildKit {feature.since}"):
+            await build(client, BuildRequest(**fields))
+        out = tmp_path / "out"
+        plain = BuildRequest(
+            context=tmp_path / "context",
+            platforms=["amd64", "arm64"],
+            attestations={},
+            outputs=[ExporterSpec(type="local", dest=str(out))],
+        )
+        await build(client, plain)
+    assert (out / "linux_arm64" / "file").is_file()
+    assert not (tmp_path / "a").exists()
 
 
 def test_daemons_have_all_that_is_older_than_what_they_have(capabilities: frozenset[str]) -> None:

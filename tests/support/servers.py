@@ -109,17 +109,18 @@ def run_daemon(
     kind: Literal["auto", "buildkitd", "dockerd"] = "auto",
     arguments: Sequence[str] = (),
     dockerd_settings: Mapping[str, object] | None = None,
+    programs: Path | None = None,
 ) -> Generator[PrivateDaemon]:
     """A daemon with its data below folder: buildkitd where there is one, else dockerd; Unavailable without either.
 
-    Where the environment names an engine for the tests, "auto" means that one.
+    Where the environment names an engine for the tests, "auto" means that one; programs is a prefix with another.
     dockerd_settings go over those of a dockerd's configuration file, and arguments are for a buildkitd then. Runs its
     coroutines in loops of its own, so it is for fixtures, not for coroutines.
     """
     if kind == "auto" and engine_prefix() != prefix():
         kind = "dockerd"
     options = daemon.DaemonOptions(
-        state_dir=folder / "daemon", prefix=engine_prefix(), kind=kind, arguments=tuple(arguments)
+        state_dir=folder / "daemon", prefix=programs or engine_prefix(), kind=kind, arguments=tuple(arguments)
     )
     try:
         if dockerd_settings and launch.find_daemon(options)[0] == "dockerd":
