@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -43,18 +44,24 @@ class EngineInfo:
 class Engine:
     """One engine. Calls connect anew; all of them raise ConnectFailed or BuildKitError."""
 
-    def __init__(self, address: str) -> None:
-        """address is ``unix:///path`` or ``tcp://host:port``; raises InvalidOption for any other."""
+    def __init__(self, address: str, *, env: Mapping[str, str] | None = None) -> None:
+        """address is ``unix:///path`` or ``tcp://host:port``; raises InvalidOption for any other.
+
+        Across a network ``DOCKER_TLS_VERIFY`` of env means TLS with the certificates of ``DOCKER_CERT_PATH``.
+        """
         self.address = address
         parts = urllib.parse.urlsplit(address)
         if parts.scheme == "unix" and parts.path:
             self.socket: str | None = parts.path
             """Where it listens; None for one across a network."""
-        elif parts.scheme == "tcp" and parts.hostname and not os.environ.get("DOCKER_TLS_VERIFY"):
+        elif parts.scheme == "tcp" and parts.hostname:
             self.socket = None
         else:
-            raise InvalidOption(f"docker engine {address!r}: expected unix:///path or tcp://host:port without TLS")
-        self._host, self._port = parts.hostname or "docker", parts.port or 2375
+            raise InvalidOption(f"docker engine {address!r}: expected unix:///path or tcp://host:port")
+        env = os.environ if env is None else env
+        self._certificates = None if self.socket or not env.get("DOCKER_TLS_VERIFY") else _certificates(env)
+        default = 2375 if self._certificates is None else 2376
+        self._host, self._port = parts.hostname or "docker", parts.port or default
 
     async def info(self) -> EngineInfo:
         """Ask what it can hold."""
@@ -102,7 +109,7 @@ class Engine:
                 raise BuildKitError(f"docker engine: the image was not loaded: {said}")
 
     async def _call(self, method: str, path: str, body: Iterable[bytes] | None = None) -> bytes:
-        connection = _Connection(self.socket, self._host, self._port)
+        connection = _Connection(self.socket, self._host, self._port, self._certificates)
 
         def run() -> bytes:
             try:
@@ -118,13 +125,16 @@ class Engine:
 class _Connection(http.client.HTTPConnection):
     """HTTP over a unix socket, or over TCP."""
 
-    def __init__(self, path: str | None, host: str, port: int) -> None:
+    def __init__(self, path: str | None, host: str, port: int, certificates: Path | None) -> None:
         super().__init__(host, port, timeout=_CONNECT_SECONDS)
         self._path = path
+        self._certificates = certificates
 
     def connect(self) -> None:
         if self._path is None:
             super().connect()
+            if self._certificates is not None:
+                self.sock = _context(self._certificates).wrap_socket(self.sock, server_hostname=self.host)
         else:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.settimeout(_CONNECT_SECONDS)
@@ -135,6 +145,22 @@ class _Connection(http.client.HTTPConnection):
         """Make whoever waits for it give up; safe to call from any thread."""
         with contextlib.suppress(OSError, AttributeError):
             self.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _certificates(env: Mapping[str, str]) -> Path:
+    """The folder with docker's certificates, as its CLI finds it."""
+    folder = Path(env.get("DOCKER_CERT_PATH") or env.get("DOCKER_CONFIG") or "~/.docker").expanduser()
+    if not (folder / "ca.pem").is_file():
+        raise InvalidOption(f"DOCKER_TLS_VERIFY is set, and {folder} (DOCKER_CERT_PATH) has no ca.pem")
+    return folder
+
+
+def _context(folder: Path) -> ssl.SSLContext:
+    """Blocks."""
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    if (folder / "cert.pem").is_file():
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
 
 
 def _exchange(connection: _Connection, method: str, path: str, body: Iterable[bytes] | None) -> bytes:
@@ -183,7 +209,7 @@ def find_engine(context: str = "", *, env: Mapping[str, str] | None = None) -> E
     folder = Path(env.get("DOCKER_CONFIG") or "~/.docker").expanduser()
     if not context:
         if host := env.get("DOCKER_HOST"):
-            return Engine(host)
+            return Engine(host, env=env)
         context = env.get("DOCKER_CONTEXT") or _current_context(folder)
     return Engine(_USUAL if context in {"", "default"} else _endpoint(folder, context))
 

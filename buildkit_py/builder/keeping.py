@@ -136,7 +136,10 @@ async def open_keeping(client: Client, plan: Plan, outputs: ClientOutputs) -> Ke
 
 def _own_engine(address: str) -> Engine | None:
     """The engine whose BuildKit this is."""
-    return Engine(f"unix://{address.removeprefix(_DOCKER)}") if address.startswith(_DOCKER) else None
+    if not address.startswith(_DOCKER):
+        return None
+    place = address.removeprefix(_DOCKER)
+    return Engine(f"unix://{place}" if place.startswith("/") else f"tcp://{place}")
 
 
 class _EngineKeep:

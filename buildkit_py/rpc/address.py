@@ -17,8 +17,8 @@ DOCKER_SOCKET = "/var/run/docker.sock"
 ROOTFUL_SOCKET = "/run/buildkit/buildkitd.sock"
 
 _EXPECTED = (
-    "expected unix:///path/to/buildkitd.sock, tcp://host:port, docker:// or docker:///path/to/docker.sock, "
-    "or the absolute path of a socket"
+    "expected unix:///path/to/buildkitd.sock, tcp://host:port, docker://, docker:///path/to/docker.sock or "
+    "docker://host:port, or the absolute path of a socket"
 )
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
@@ -31,9 +31,9 @@ class Address:
 
     scheme: Scheme
     path: str = ""
-    """Of the socket, for unix and docker."""
+    """Of the socket, for unix, and for docker on this machine."""
     host: str = ""
-    """Name or IP address (without brackets), for tcp."""
+    """Name or IP address (without brackets), for tcp, and for docker across a network."""
     port: int = 0
 
     @classmethod
@@ -41,7 +41,7 @@ class Address:
         """Read ``unix://``, ``tcp://``, ``docker://`` or a socket's path; raise InvalidAddress for others.
 
         A plain path has to be absolute. One whose name ends in ``docker.sock`` is docker's, any other is
-        BuildKit's own. ``docker://`` alone means the socket that ``DOCKER_HOST`` in env names, else the usual one.
+        BuildKit's own. ``docker://`` alone means what ``DOCKER_HOST`` in env names, else the usual socket.
         """
         if text.startswith("/"):
             name = text.rstrip("/").rpartition("/")[2]
@@ -54,7 +54,7 @@ class Address:
             case "unix":
                 return cls("unix", path=_socket_path(rest, text))
             case "docker":
-                return cls("docker", path=_socket_path(rest or _docker_host(env or {}), text))
+                return _docker(rest, text) if rest else _docker_host(env or {})
             case "tcp":
                 host, port = _host_port(rest, text)
                 return cls("tcp", host=host, port=port)
@@ -62,15 +62,15 @@ class Address:
                 raise InvalidAddress(f"unknown scheme {scheme!r} in daemon address {text!r}: {_EXPECTED}")
 
     def __str__(self) -> str:
-        if self.scheme == "tcp":
+        if self.host:
             host = f"[{self.host}]" if ":" in self.host else self.host
-            return f"tcp://{host}:{self.port}"
+            return f"{self.scheme}://{host}:{self.port}"
         return f"{self.scheme}://{self.path}"
 
     @property
     def is_loopback(self) -> bool:
         """True unless bytes sent there can leave this machine."""
-        if self.scheme != "tcp" or self.host == "localhost":
+        if not self.host or self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -94,17 +94,30 @@ def default_addresses(env: Mapping[str, str], uid: int) -> list[Address]:
     places = [Address("unix", path=ROOTFUL_SOCKET)]
     if runtime:
         places.append(Address("unix", path=f"{runtime}/buildkit/buildkitd.sock"))
-    places.append(Address("docker", path=_docker_host(env)))
+    places.append(_docker_host(env))
     places.append(Address("docker", path=DOCKER_SOCKET))
     if runtime:
         places.append(Address("docker", path=f"{runtime}/docker.sock"))
     return list(dict.fromkeys(places))
 
 
-def _docker_host(env: Mapping[str, str]) -> str:
-    """Path of docker's socket; a DOCKER_HOST that is no unix socket is not for us."""
-    path = env.get("DOCKER_HOST", "").removeprefix("unix://")
-    return path if path.startswith("/") else DOCKER_SOCKET
+def _docker(rest: str, text: str) -> Address:
+    if rest.startswith("/"):
+        return Address("docker", path=_socket_path(rest, text))
+    host, port = _host_port(rest.rstrip("/"), text)
+    return Address("docker", host=host, port=port)
+
+
+def _docker_host(env: Mapping[str, str]) -> Address:
+    """Docker's engine; a DOCKER_HOST that is neither a unix socket nor tcp is not for us."""
+    named = env.get("DOCKER_HOST", "")
+    if named.startswith("tcp://"):
+        try:
+            return _docker(named.removeprefix("tcp://"), named)
+        except InvalidAddress as error:
+            raise InvalidAddress(f"DOCKER_HOST: {error}") from None
+    path = named.removeprefix("unix://")
+    return Address("docker", path=_socket_path(path, named) if path.startswith("/") else DOCKER_SOCKET)
 
 
 def _socket_path(path: str, text: str) -> str:
@@ -119,7 +132,7 @@ def _socket_path(path: str, text: str) -> str:
 
 def _host_port(rest: str, text: str) -> tuple[str, int]:
     def wrong(why: str) -> InvalidAddress:
-        return InvalidAddress(f"invalid daemon address {text!r}: {why}; expected tcp://host:port")
+        return InvalidAddress(f"invalid daemon address {text!r}: {why}; expected host:port")
 
     if rest.startswith("["):
         host, closed, tail = rest[1:].partition("]")

@@ -11,14 +11,16 @@ import contextlib
 import json
 import logging
 import socket
+import ssl
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
 from buildkit_py.errors import ConnectFailed
+from buildkit_py.rpc.address import Address
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +196,84 @@ def docker_opener(path: str) -> Opener:
     return opener
 
 
+def remote_docker_opener(address: Address, context: ssl.SSLContext | None, server_name: str | None) -> Opener:
+    """The same across a network, with TLS where there is a context."""
+
+    @contextlib.asynccontextmanager
+    async def opener() -> AsyncGenerator[Stream, None]:
+        name = (server_name or address.host) if context is not None else None
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            far.setblocking(False)
+            pumps: list[asyncio.Task[None]] = []
+            writer: asyncio.StreamWriter | None = None
+            try:
+                try:
+                    async with asyncio.timeout(OPEN_SECONDS):
+                        reader, writer = await asyncio.open_connection(
+                            address.host, address.port, ssl=context, server_hostname=name
+                        )
+                        pumps += [
+                            asyncio.create_task(_read_into(far, reader)),
+                            asyncio.create_task(_write(far, writer)),
+                        ]
+                        leftover = await _upgrade(near)
+                except TimeoutError:
+                    raise ConnectFailed(f"no answer of docker within {OPEN_SECONDS:g} s") from None
+                except (OSError, ConnectFailed) as error:
+                    raise ConnectFailed(await _network_reason(error, pumps)) from error
+                yield Stream(near, leftover)
+            finally:
+                if writer is not None:
+                    writer.transport.abort()
+                for pump in pumps:
+                    pump.cancel()
+                if pumps:
+                    await asyncio.wait(pumps, timeout=LINGER_SECONDS)
+
+    return opener
+
+
+async def _read_into(sock: socket.socket, reader: asyncio.StreamReader) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        while data := await reader.read(BUFFER_BYTES):
+            await loop.sock_sendall(sock, data)
+    finally:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+
+
+async def _write(sock: socket.socket, writer: asyncio.StreamWriter) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(sock, BUFFER_BYTES):
+        writer.write(data)
+        await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
+    else:
+        writer.close()  # TLS ends both ways at once
+
+
+async def _network_reason(error: Exception, pumps: Sequence[asyncio.Task[None]]) -> str:
+    """Why there is no stream: what broke below it tells more than that it ended."""
+    if pumps and isinstance(error, ConnectFailed):
+        await asyncio.wait(pumps[:1], timeout=0.1)
+        below = pumps[0].exception() if pumps[0].done() and not pumps[0].cancelled() else None
+        if isinstance(below, OSError):
+            error = below
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"TLS: {error.verify_message}"
+        case ssl.SSLError():
+            return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
+        case OSError():
+            return error.strerror or str(error)
+        case _:
+            return str(error)
+
+
 async def _upgrade(sock: socket.socket) -> bytes:
     """Ask docker to speak HTTP/2 from here on, and return what it has said so far. Raises ConnectFailed."""
     loop = asyncio.get_running_loop()
@@ -220,6 +300,8 @@ async def _upgrade(sock: socket.socket) -> bytes:
                 if _message(rest):
                     break
     said = f": {text}" if (text := _message(rest)) else ""
+    if status == "400" and b"HTTPS" in rest:
+        said += ": it expects TLS (DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH)"
     if status == "404":
         said += " (dockerd before 19.03, or built without BuildKit)"
     raise ConnectFailed(f"docker refused the upgrade to gRPC with HTTP {status}{said}")

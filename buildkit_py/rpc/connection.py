@@ -66,14 +66,14 @@ class Connection:
     @property
     def authority(self) -> str:
         """Name of the daemon, for HTTP/2."""
-        if self._tls is not None and self._tls.server_name is not None:
+        if self.address.scheme == "tcp" and self._tls is not None and self._tls.server_name is not None:
             return self._tls.server_name
         return f"{self.address.host}:{self.address.port}" if self.address.scheme == "tcp" else _LOCAL_AUTHORITY
 
     @property
     def scheme(self) -> str:
         """``http`` or ``https``, for HTTP/2."""
-        return "http" if self._tls is None else "https"
+        return "https" if self.address.scheme == "tcp" and self._tls is not None else "http"
 
     @contextlib.asynccontextmanager
     async def open_transport(
@@ -85,7 +85,7 @@ class Connection:
         """
         self._check_open()
         if self._tls is not None and self._context is None:
-            self._context = await asyncio.to_thread(self._tls.context)
+            self._context = await asyncio.to_thread(self._tls.context, http2=self.address.scheme == "tcp")
         async with open_transport(
             self.address,
             protocol,
@@ -174,17 +174,24 @@ async def open_connection(
             places = [Address.parse(address, env=os.environ)]
         case None:
             places = default_addresses(os.environ, os.getuid())
-    if tls is not None and (other := next((p for p in places if p.scheme != "tcp"), None)):
-        raise InvalidOption(f"TLS is for tcp:// addresses only, not for {other}")
-    material = None if tls is None else await asyncio.to_thread(tls.load)
+    if tls is not None and (other := next((p for p in places if not p.host), None)):
+        raise InvalidOption(f"TLS is for tcp:// addresses and engines across a network only, not for {other}")
+    if tls is None and any(p.scheme == "docker" and p.host for p in places):
+        docker = TLSConfig.of_docker(os.environ)
+    else:
+        docker = tls
+    materials = {
+        "tcp": None if tls is None else await asyncio.to_thread(tls.load),
+        "docker": None if docker is None else await asyncio.to_thread(docker.load),
+    }
+    dialled = [(p, materials[p.scheme] if p.host else None) for p in places]
     async with contextlib.AsyncExitStack() as stack:
-        yield await _first_ready(stack, places, material, dial_timeout, wait=wait, keepalive=keepalive)
+        yield await _first_ready(stack, dialled, dial_timeout, wait=wait, keepalive=keepalive)
 
 
 async def _first_ready(
     stack: contextlib.AsyncExitStack,
-    places: Sequence[Address],
-    tls: TLSMaterial | None,
+    places: Sequence[tuple[Address, TLSMaterial | None]],
     dial_timeout: float,
     *,
     wait: bool,
@@ -194,7 +201,7 @@ async def _first_ready(
     end = loop.time() + dial_timeout
     while True:
         attempts: list[tuple[str, str]] = []
-        for place in places:
+        for place, tls in places:
             try:
                 return await stack.enter_async_context(_dial(place, tls, dial_timeout, keepalive))
             except ConnectFailed as error:
@@ -221,8 +228,9 @@ async def _dial(
     async with contextlib.AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(dial_timeout):
-                target = await _target(stack, address)
-                channel = _channel(target, address, tls, dial_timeout, keepalive)
+                target = await _target(stack, address, tls)
+                # To an engine it is the bridge that speaks TLS.
+                channel = _channel(target, address, tls if address.scheme == "tcp" else None, dial_timeout, keepalive)
                 stack.push_async_callback(_close, channel)
                 connection = Connection(address, channel, tls, dial_timeout)
                 stack.callback(connection.close)
@@ -242,7 +250,7 @@ def _check_process() -> None:
         )
 
 
-async def _target(stack: contextlib.AsyncExitStack, address: Address) -> str:
+async def _target(stack: contextlib.AsyncExitStack, address: Address, tls: TLSMaterial | None) -> str:
     """What gRPC is to dial."""
     match address.scheme:
         case "tcp":
@@ -252,14 +260,20 @@ async def _target(stack: contextlib.AsyncExitStack, address: Address) -> str:
             await _try_socket(address.path)
             path = address.path
         case "docker":
-            path = str(await stack.enter_async_context(_bridge(address.path)))
+            context = None if tls is None else await asyncio.to_thread(tls.context, http2=False)
+            name = None if tls is None else tls.server_name
+            path = str(await stack.enter_async_context(_bridge(address, context, name)))
     return f"unix:{urllib.parse.quote(path)}"
 
 
-def _bridge(path: str) -> AbstractAsyncContextManager[os.PathLike[str]]:
-    from buildkit_py.rpc.bridge import docker_opener, open_bridge
+def _bridge(
+    address: Address, context: ssl.SSLContext | None, server_name: str | None
+) -> AbstractAsyncContextManager[os.PathLike[str]]:
+    from buildkit_py.rpc.bridge import docker_opener, open_bridge, remote_docker_opener
 
-    return open_bridge(docker_opener(path))
+    if address.host:
+        return open_bridge(remote_docker_opener(address, context, server_name))
+    return open_bridge(docker_opener(address.path))
 
 
 async def _try_socket(path: str) -> None:

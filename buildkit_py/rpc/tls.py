@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -64,6 +64,17 @@ class TLSConfig:
             raise InvalidOption(f"TLS folder {str(folder)!r} has no {missing}: a client certificate needs both")
         return cls(ca=ca, cert=cert, key=key, server_name=server_name)
 
+    @classmethod
+    def of_docker(cls, env: Mapping[str, str]) -> TLSConfig | None:
+        """What docker's CLI would use across a network; None without ``DOCKER_TLS_VERIFY``.
+
+        Raises InvalidOption when ``DOCKER_CERT_PATH`` (by default docker's configuration) has no ca.pem.
+        """
+        if not env.get("DOCKER_TLS_VERIFY"):
+            return None
+        folder = env.get("DOCKER_CERT_PATH") or env.get("DOCKER_CONFIG") or "~/.docker"
+        return cls.from_dir(Path(folder).expanduser())
+
     def load(self) -> TLSMaterial:
         """Read and check everything. Blocks; raises InvalidOption, which never quotes any of the content."""
         ca = _system_roots() if self.ca is None else _read("ca", self.ca)
@@ -110,12 +121,13 @@ class TLSMaterial:
         if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
             raise InvalidOption("TLS cert and key do not belong together")
 
-    def context(self) -> ssl.SSLContext:
-        """The same for Python's own TLS, which we use to find out why a handshake of gRPC failed."""
+    def context(self, *, http2: bool = True) -> ssl.SSLContext:
+        """The same for Python's own TLS, for HTTP/2, or for docker's API."""
         import ssl
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.set_alpn_protocols(["h2"])
+        if http2:
+            context.set_alpn_protocols(["h2"])
         context.load_verify_locations(cadata=self.ca.decode("ascii", "ignore"))
         if self.cert is not None and self.key is not None:
             with _private_file(self.cert + b"\n" + self.key) as path:

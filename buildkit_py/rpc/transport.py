@@ -36,7 +36,7 @@ async def open_transport(
             name = (server_name or address.host) if context is not None else None
             connecting = loop.create_connection(protocol, address.host, address.port, ssl=context, server_hostname=name)
         case "docker":
-            async with _upgraded(address, protocol) as transport:
+            async with _upgraded(address, protocol, context, server_name) as transport:
                 yield transport
             return
     try:
@@ -53,11 +53,17 @@ async def open_transport(
 
 
 @asynccontextmanager
-async def _upgraded(address: Address, protocol: Callable[[], asyncio.Protocol]) -> AsyncGenerator[asyncio.Transport]:
+async def _upgraded(
+    address: Address,
+    protocol: Callable[[], asyncio.Protocol],
+    context: ssl.SSLContext | None,
+    server_name: str | None,
+) -> AsyncGenerator[asyncio.Transport]:
     """By way of docker's API, which has its own deadline."""
-    from buildkit_py.rpc.bridge import docker_opener
+    from buildkit_py.rpc.bridge import docker_opener, remote_docker_opener
 
-    async with docker_opener(address.path)() as stream:
+    opener = remote_docker_opener(address, context, server_name) if address.host else docker_opener(address.path)
+    async with opener() as stream:
 
         def fed() -> asyncio.Protocol:
             made = protocol()

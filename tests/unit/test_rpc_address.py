@@ -87,12 +87,25 @@ def test_any_text_is_an_address_that_survives_or_is_refused(text: str) -> None:
     ("host", "socket"),
     [
         ("unix:///my/docker.sock", "/my/docker.sock"),
-        ("tcp://remote:2376", "/var/run/docker.sock"),
+        ("ssh://remote", "/var/run/docker.sock"),
         ("", "/var/run/docker.sock"),
     ],
 )
 def test_docker_alone_is_the_socket_that_docker_host_names(host: str, socket: str) -> None:
     assert Address.parse("docker://", env={"DOCKER_HOST": host}) == Address("docker", path=socket)
+
+
+def test_an_engine_across_a_network() -> None:
+    """By its own address, or by the one that docker's environment has."""
+    there = Address("docker", host="remote", port=2376)
+    assert Address.parse("docker://remote:2376") == there
+    assert Address.parse("docker://", env={"DOCKER_HOST": "tcp://remote:2376"}) == there
+    assert str(there) == "docker://remote:2376"
+    assert not there.is_loopback
+    assert Address.parse("docker://[::1]:1").is_loopback
+    assert there in default_addresses({"DOCKER_HOST": "tcp://remote:2376"}, 0)
+    with pytest.raises(InvalidAddress, match=r"DOCKER_HOST: .*it has no port"):
+        Address.parse("docker://", env={"DOCKER_HOST": "tcp://remote"})
 
 
 @pytest.mark.parametrize(
