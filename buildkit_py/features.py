@@ -137,7 +137,7 @@ def _of_attrs(attrs: Mapping[str, str]) -> Iterator[Feature]:
 def _of_attestation(kind: str, parameters: Sequence[str]) -> Iterator[Feature]:
     yield ATTESTATIONS
     names = {parameter.partition("=")[0] for parameter in parameters if parameter}
-    if kind == "sbom" and names - {"generator"}:
+    if kind == "sbom" and names - {"type", "generator"}:
         yield SBOM_PARAMETERS
     if kind == "provenance" and "version=v1" in parameters:
         yield PROVENANCE_VERSION

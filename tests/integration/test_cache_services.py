@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_py import BuildRequest, CacheSpec, ExporterSpec, build, connect
+from buildkit_py import BuildRequest, CacheSpec, ExporterSpec, build, connect, features
 from buildkit_py.errors import UnsupportedByDaemon
 from tests.integration.test_caches import PLATFORMS, Project
 from tests.support import cache_services, servers
@@ -120,7 +120,10 @@ async def test_a_runner_of_githubs(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With token and address of the environment, by either protocol, and every platform in a scope of its own."""
+    """With token and address of the environment, by either protocol, and every platform in a scope of its own.
+
+    A daemon that knows the first one alone is refused for the second, where GitHub has taken the first out of service.
+    """
     caplog.set_level(logging.DEBUG, logger="buildkit_py")
     monkeypatch.setenv("ACTIONS_RUNTIME_TOKEN", runner.token)
     if version == "2":
@@ -128,6 +131,14 @@ async def test_a_runner_of_githubs(
         monkeypatch.setenv("ACTIONS_RESULTS_URL", f"{runner.url}/")
     else:
         monkeypatch.setenv("ACTIONS_CACHE_URL", f"{runner.url}/")
+    if version == "2":
+        async with connect(project.address) as client:
+            known = await client.supports(features.GITHUB_CACHE_V2.capability)
+        if not known:
+            with pytest.raises(UnsupportedByDaemon, match="cache type=gha of version 2"):
+                await written_and_read(project, "type=gha,scope=app", platforms, tmp_path / "out")
+            assert not runner.asked()
+            return
     await written_and_read(project, "type=gha,scope=app", platforms, tmp_path / "out")
     assert bool(runner.asked(path="^/twirp/")) == (version == "2")
     indexes = sorted(key.split("-1-")[0] for key in runner.entries if key.startswith("index-"))
@@ -141,7 +152,7 @@ def test_the_command_on_a_runner(
     """The token goes to the daemon and nowhere else: not into words, metadata, or what --debug tells."""
     project = Project(fresh_daemon.address, tmp_path)
     cli = CommandLine(address=fresh_daemon.address, docker_config=tmp_path / "docker")
-    env = {"ACTIONS_RUNTIME_TOKEN": runner.token, "ACTIONS_CACHE_URL": runner.url}
+    env = {"ACTIONS_RUNTIME_TOKEN": runner.token, "ACTIONS_CACHE_URL": f"{runner.url}/"}
     words = ("build", "--cache-to", "type=gha,mode=max", "--cache-from", "type=gha", "--debug", "--progress=rawjson")
     metadata = tmp_path / "metadata.json"
     done = cli(*words, "--metadata-file", metadata, "-o", tmp_path / "out", project.context, env=env)

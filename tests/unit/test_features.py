@@ -64,6 +64,7 @@ REQUESTS: list[tuple[control_pb2.SolveRequest, set[Feature]]] = [
     ),
     (of_attrs(**{"attest:sbom": ""}), {features.ATTESTATIONS}),
     (of_attrs(**{"attest:sbom": "generator=x"}), {features.ATTESTATIONS}),
+    (of_attrs(**{"attest:sbom": "type=sbom,generator=x"}), {features.ATTESTATIONS}),
     (of_attrs(**{"attest:sbom": "generator=x,LEVEL=1"}), {features.ATTESTATIONS, features.SBOM_PARAMETERS}),
     (of_cache("registry", {"ref": "x", "image-manifest": "true"}), {features.CACHE_MANIFEST}),
     (of_cache("registry", {"ref": "x", "image-manifest": "false"}), set()),
