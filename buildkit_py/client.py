@@ -529,11 +529,14 @@ class Client:
                 await _drain(watching, silence, _FAILED_DRAIN_SECONDS if failed else STATUS_DRAIN_SECONDS)
                 for task in (solving, watching, dying, *acting):
                     task.cancel()
+        counts = progress.counts(request.label)
         if isinstance(outcome, RPCError):
-            raise self._solve_error(outcome, request, progress) from outcome
+            error = self._solve_error(outcome, request, progress)
+            if isinstance(error, SolveError):
+                error.cached, error.total = counts.cached, counts.total
+            raise error from outcome
         if isinstance(outcome, BuildKitError):
             raise outcome
-        counts = progress.counts(request.label)
         return SolveResult(
             ref=request.ref,
             response=MappingProxyType(dict(outcome.ExporterResponse)),

@@ -171,6 +171,9 @@ class SolveError(RPCError):
         """Where in the source the failure lies, innermost first."""
         self.hint = ""
         """What to try, where this library knows more than the daemon said."""
+        self.cached = 0
+        self.total = 0
+        """Vertexes from the cache, and all of them, as far as it came."""
         super().__init__(code, message, details)
 
 

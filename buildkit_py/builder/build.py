@@ -211,30 +211,53 @@ class _Run:
             # daemons record; without it each solve would be sent the context again.
             shared = own is not session and len(self._plan.platforms) > 1
             work = self._plan.work(platform, directories_session=session.id if shared else "")
-            first = self._request(work, exporters, platform, cache_exports=self._services.cache_exports(platform))
+            caches = self._services.cache_exports(platform)
+            first = self._request(work, exporters, platform, cache_exports=caches)
 
-            async def attempt() -> tuple[SolveRequest, SolveResult]:
+            async def attempt(failed: SolveError | None) -> tuple[SolveRequest, SolveResult]:
                 request = replace(first, ref=new_ref())  # a daemon knows each ref once
-                try:
-                    return request, await self._ask(request, own, platform)
-                except SolveError as error:
-                    if receiving is None or receiving.failure is None:
-                        raise
-                    raise receiving.failure from error
+                if failed is None:
+                    try:
+                        return request, await self._ask(request, own, platform)
+                    except SolveError as error:
+                        if receiving is None or receiving.failure is None:
+                            raise
+                        raise receiving.failure from error
+                # What has come to this machine stays; by now nothing is left to run.
+                request = replace(request, exporters=exporters[len(streams) :])
+                result = await self._ask(request, own, platform)
+                return request, replace(result, cached=failed.cached, total=failed.total)
 
-            # What came to this machine by a solve that failed stays with it.
-            request, result = await self._attempts.first(attempt, may_repeat=bool(pushes) and receiving is None)
+            def may_repeat() -> bool:
+                return bool(pushes) and (receiving is None or receiving.complete)
+
+            request, result = await self._attempts.first(attempt, may_repeat=may_repeat)
             ended = time.monotonic()
         pushed: list[Pushed] = []
         for position, (push, exporter) in enumerate(pushes):
             if position:
                 # Two images that are pushed by one solve cannot be told apart in its answer.
-                again = self._request(self._plan.work(platform, directories_session=""), [exporter], platform)
-                result_of_push = await self._attempts.later(functools.partial(self._ask, again, session, platform))
+                again = functools.partial(self._push_again, session, platform, exporter, caches)
+                result_of_push = await self._attempts.later(again)
             else:
                 result_of_push = result
             pushed.append(await self._read_back(push, result_of_push, platform))
         return _Solved(platform=platform, request=request, result=result, ended=ended, pushed=tuple(pushed))
+
+    async def _push_again(
+        self, session: Session, platform: Platform | None, exporter: ExporterSpec, caches: Sequence[CacheSpec]
+    ) -> SolveResult:
+        """Push another image of what is solved already. An inline cache is part of it; other caches are written."""
+        inline = [spec for spec in caches if spec.type == "inline"]
+        request = self._request(
+            self._plan.work(platform, directories_session=""), [exporter], platform, cache_exports=inline
+        )
+        if not inline:
+            return await self._ask(request, session, platform)
+        # Of steps that it still holds from a solve of the same session a daemon finds the layers of that solve's
+        # image alone, none of which is in this one. To another session they come from its cache.
+        async with self._open_session() as fresh:
+            return await self._ask(request, fresh, platform)
 
     async def _solve_jointly(self, session: Session) -> None:
         """What a daemon has to put together itself: one more solve, of all platforms, with nothing left to run."""

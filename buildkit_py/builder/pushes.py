@@ -36,14 +36,18 @@ class PushAttempts:
         self._all_tried = asyncio.Event()
         self._turn = asyncio.Lock()
 
-    async def first(self, attempt: Callable[[], Awaitable[T]], *, may_repeat: bool) -> T:
-        """The result of one of the solves, which begin together. attempt is called twice at most."""
+    async def first(self, attempt: Callable[[SolveError | None], Awaitable[T]], *, may_repeat: Callable[[], bool]) -> T:
+        """The result of one of the solves, which begin together.
+
+        attempt is called once more, with the error, where a push failed so and may_repeat() says that it may be.
+        """
         try:
-            return await attempt()
+            return await attempt(None)
         except SolveError as error:
-            if not (may_repeat and _MISSED.search(error.message)):
+            if not (_MISSED.search(error.message) and may_repeat()):
                 raise
             _log.debug("a push is tried once more: %s", error.message)
+            failed = error
         finally:
             self._left -= 1
             if self._left <= 0:
@@ -51,7 +55,7 @@ class PushAttempts:
         await self._all_tried.wait()
         async with self._turn:
             await asyncio.sleep(PAUSE_SECONDS)
-            return await attempt()
+            return await attempt(failed)
 
     async def later(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of a solve that only pushes what is solved already: one at a time."""

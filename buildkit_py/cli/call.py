@@ -92,7 +92,7 @@ def _lint(fields: Mapping[str, object], filename: str) -> str:
         lines = [f"WARNING: {_text(warning, 'ruleName')}{f' - {url}' if url else ''}", _text(warning, "detail")]
         excerpt = _excerpt(_object(warning, "location"), sources, filename)
         parts.append("\n".join([*lines, *([excerpt] if excerpt else [])]) + "\n")
-    return "\n".join(parts)
+    return "\n".join(parts) + ("\n" if _object(fields, "buildError") else "")
 
 
 def _build_error(fields: Mapping[str, object], filename: str) -> str:

@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -71,6 +71,12 @@ class FileSend:
         self.targets = MappingProxyType(dict(targets))
         self.failure: ExportError | None = None
         """What the disk did to an export; the daemon may tell less of it, or nothing."""
+        self._arrived: set[int] = set()
+
+    @property
+    def complete(self) -> bool:
+        """True once something has arrived whole at every target."""
+        return self._arrived >= self.targets.keys()
 
     def methods(self) -> Mapping[str, Handler]:
         return {DIFF_COPY: self._diff_copy}
@@ -82,9 +88,10 @@ class FileSend:
             raise CallError(Code.UNKNOWN, f"exporter {exporter} not found")
         try:
             if isinstance(target, DirectoryTarget):
-                await _receive_directory(call, target)
+                await _receive_directory(call, target, lambda: self._arrived.add(exporter))
             else:
                 await _receive_stream(call, target)
+                self._arrived.add(exporter)
         except OSError as error:
             named = error.filename
             if named is None and isinstance(target, DirectoryTarget | FileTarget):
@@ -310,7 +317,8 @@ class _Writing:
 # --- a directory -------------------------------------------------------------------------------------------
 
 
-async def _receive_directory(call: Call, target: DirectoryTarget) -> None:
+async def _receive_directory(call: Call, target: DirectoryTarget, arrived: Callable[[], None]) -> None:
+    """arrived is called once all is written, even where the daemon then ends the call without a last word."""
     if target.delete and "1" not in metadata_values(call.metadata, _MULTI_PLATFORM):
         # Each platform would delete what the other one wrote.
         raise CallError(
@@ -343,6 +351,8 @@ async def _receive_directory(call: Call, target: DirectoryTarget) -> None:
         # directory after a failure finds nobody writing into it.
         closing = asyncio.wrap_future(threads.submit(writer.close))
         threads.shutdown(wait=False)
+        if writer.written:
+            arrived()
         await asyncio.wait((closing,), timeout=CLOSE_SECONDS)
 
 

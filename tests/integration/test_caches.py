@@ -148,6 +148,22 @@ async def test_an_inline_cache_is_imported_from_the_index(project: Project, regi
     assert all(last.values()), cached
 
 
+async def test_every_image_of_a_build_holds_its_inline_cache(project: Project, registry: RegistryServer) -> None:
+    """Also those that are pushed by further solves, since they differ from the first."""
+    names = [f"{registry.host}/caches/inline-{kind}:1" for kind in ("gzip", "zstd")]
+    outputs = [
+        ExporterSpec.parse(f"type=image,name={name},push=true,compression={kind},force-compression=true")
+        for name, kind in zip(names, ("gzip", "zstd"), strict=True)
+    ]
+    await project.build(PLATFORMS, cache_to=[CacheSpec(type="inline")], outputs=outputs)
+    for name in names:
+        await project.forget()
+        cached = await project.build(PLATFORMS, cache_from=[CacheSpec.parse(name)])
+        last = {step: value for step, value in cached.items() if "/last" in step}
+        assert len(last) == 2
+        assert all(last.values()), (name, cached)
+
+
 async def test_several_caches_in_and_out(project: Project, registry: RegistryServer, tmp_path: Path) -> None:
     """Two directories and a registry at once; each alone is enough, and what is missing does no harm."""
     folders = [tmp_path / "one", tmp_path / "two"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -193,6 +194,42 @@ async def test_a_registry_that_misses_layers_of_another_push_is_asked_again(
     async with Registry() as reader:
         assert result.descriptor is not None
         assert (await reader.resolve(f"{registry.host}/faults/missed:latest")).digest == result.descriptor.digest
+
+
+async def test_what_came_here_stays_when_a_push_is_tried_once_more(
+    daemon_address: str, registry: RegistryServer, scratch: Path, tmp_path: Path
+) -> None:
+    """Each platform's layout and files are exported once, and the counts are of the try that ran the steps."""
+    refusing = Refusing(2, "400 Bad Request", "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry")
+    (scratch / "Dockerfile").write_text("FROM scratch\nARG TARGETARCH\nCOPY file /$TARGETARCH\n")
+    (scratch / "file").write_text(tmp_path.name)
+    outputs = [
+        ExporterSpec(type="oci", dest=str(tmp_path / "layout.tar"), attrs={"oci-mediatypes": "true"}),
+        ExporterSpec(type="local", dest=str(tmp_path / "files")),
+    ]
+    async with proxy_to(int(registry.host.rpartition(":")[2])) as proxy, connect(daemon_address) as client:
+        proxy.answer = refusing
+        proxy.answer_seconds = 1.0  # by then all that is exported here has arrived
+        name = f"{proxy.host}/faults/streams"
+        request = BuildRequest(
+            context=scratch,
+            platforms=["linux/amd64", "linux/arm64"],
+            tags=[name],
+            push=True,
+            outputs=outputs,
+            attestations={},  # they tell of the solve that made them
+        )
+        result = await build(client, request)
+        assert refusing.asked > 2
+    assert [entry.cached < entry.total for entry in result.platforms] == [True, True]
+    assert result.descriptor is not None
+    async with Registry() as reader:
+        assert (await reader.resolve(f"{registry.host}/faults/streams:latest")).digest == result.descriptor.digest
+    assert (tmp_path / "files" / "linux_arm64" / "arm64").read_text() == tmp_path.name
+    with tarfile.open(tmp_path / "layout.tar") as archive:
+        index = archive.extractfile("index.json")
+        assert index is not None
+        assert str(result.descriptor.digest) in index.read().decode()
 
 
 async def test_a_registry_that_refuses_a_manifest_is_not_asked_again(

@@ -26,6 +26,8 @@ class Proxy:
         """Hand on nothing more once this many bytes came from the server."""
         self.answer: Callable[[bytes], bytes | None] | None = None
         """Gets what is on its way to the server; what it returns is the answer instead, the last on its connection."""
+        self.answer_seconds = 0.0
+        """How long such an answer takes."""
         self.reached = asyncio.Event()
         """Set when one of the limits was reached."""
         self._target_port = target_port
@@ -68,6 +70,7 @@ class Proxy:
         while data := await source.read(_CHUNK):
             if client is not None:
                 if self.answer is not None and (answer := self.answer(data)) is not None:
+                    await asyncio.sleep(self.answer_seconds)
                     client.write(answer)
                     await client.drain()
                     client.write_eof()
