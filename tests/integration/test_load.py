@@ -20,6 +20,7 @@ from buildkit_py import BuildRequest, ExporterSpec, build, connect
 from buildkit_py.builder import BuildResult
 from buildkit_py.digest import Digest
 from buildkit_py.errors import InvalidOption, UnsupportedByDaemon
+from tests.support import servers
 
 pytestmark = pytest.mark.daemon
 
@@ -303,3 +304,24 @@ async def test_cancelling_a_load_leaves_nothing(
     thread.join(5)
     server.close()
     assert list(staging.iterdir()) == []
+
+
+async def test_what_a_daemon_with_a_store_keeps(engine_address: str, context: Path, registry: servers.Registry) -> None:
+    """Beside a push, all platforms under the name; without a name, that of its digest; and that besides a name."""
+
+    def listed() -> dict[str, set[str]]:
+        return {item["Id"]: set(item["RepoTags"] or []) for item in ask(engine_address, "/images/json")}
+
+    name = f"{registry.host}/kept/stored:1"
+    pushed = await loaded(
+        engine_address, context, f"type=image,name={name},push=true,store=true,unpack=true", platforms=TWO
+    )
+    assert pushed.descriptor is not None
+    assert name in listed()[str(pushed.descriptor.digest)]
+    assert (await kinds(engine_address, name))["image"] == list(TWO)
+    dangling = await loaded(engine_address, context, "type=image,dangling-name-prefix=example.com/dangling")
+    assert dangling.descriptor is not None
+    digest = str(dangling.descriptor.digest)
+    assert f"example.com/dangling@{digest}" in listed()[digest]
+    await loaded(engine_address, context, "type=image,name=example.com/canonical:1,name-canonical=true")
+    assert {"example.com/canonical:1", f"example.com/canonical:1@{digest}"} <= listed()[digest]
