@@ -171,3 +171,26 @@ async def test_hello_arch_is_the_same_on_two_daemons(
         assert result.descriptor is not None
         digests.add(str(result.descriptor.digest))
     assert len(digests) == 1
+
+
+async def test_hello_arch_is_the_same_twice(
+    daemon_address: str, registry: servers.Registry, base_images: Mapping[str, str]
+) -> None:
+    """On one daemon, where every step runs again, with layers compressed as they are by default."""
+    digests: list[str] = []
+    for _ in range(2):
+        request = BuildRequest(
+            context=HELLO_ARCH,
+            platforms=("linux/amd64", "linux/arm64", "linux/arm/v7"),
+            build_contexts=base_images,
+            build_args={"SOURCE_DATE_EPOCH": "1700000000"},
+            outputs=[ExporterSpec.parse(f"type=image,name={registry.host}/twice:1,push=true,rewrite-timestamp=true")],
+            attestations={},
+            no_cache=True,
+        )
+        async with connect(daemon_address) as client:
+            result = await build(client, request)
+        assert all(entry.cached < entry.total for entry in result.platforms)
+        assert result.descriptor is not None
+        digests.append(str(result.descriptor.digest))
+    assert digests[0] == digests[1]
