@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,7 @@ from buildkit_py import llb
 from buildkit_py.errors import InvalidOption
 from buildkit_py.platforms import Platform
 
-_DATA = Path(__file__).parents[1] / "data"
-GOLDEN = Path(os.environ.get("BUILDKIT_PY_GOLDEN") or _DATA / "golden")
-RANDOM = _DATA / "llb" / "go"
+RANDOM = Path(__file__).parents[1] / "data" / "llb" / "go"
 """Random graphs, in the same format; these are not replaced."""
 
 Data = dict[str, Any]

@@ -9,7 +9,8 @@ import pytest
 
 from buildkit_py.errors import InvalidOption
 from buildkit_py.llb import Definition, load, marshal
-from tests.support.llb_cases import GOLDEN, RANDOM, Data, build_definition, load_cases
+from tests.support.golden import GOLDEN
+from tests.support.llb_cases import RANDOM, Data, build_definition, load_cases
 
 pytestmark = pytest.mark.golden
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +19,9 @@ from buildkit_py.session.patterns import (
     literal_prefixes,
     match_name,
 )
+from tests.support import golden
 
-GOLDEN = Path(os.environ.get("BUILDKIT_PY_GOLDEN") or Path(__file__).parents[2] / "data" / "golden")
-CASES: list[dict[str, Any]] = json.loads((GOLDEN / "patterns.json").read_bytes())["match"]
+CASES: list[dict[str, Any]] = golden.read("patterns.json").get("match", [])
 
 
 def walk(matcher: PatternMatcher, path: str) -> list[tuple[str, bool]]:

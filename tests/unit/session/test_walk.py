@@ -32,8 +32,8 @@ from buildkit_py.session.walk import (
     follow_paths,
     walk,
 )
+from tests.support.golden import GOLDEN
 
-GOLDEN = Path(os.environ.get("BUILDKIT_PY_GOLDEN") or Path(__file__).parents[2] / "data" / "golden")
 TREES: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_bytes())["tree"] for path in sorted((GOLDEN / "walk").glob("*.json"))
 }
