@@ -131,6 +131,7 @@ EXAMPLE_RUNS = [
 ]
 
 
+@pytest.mark.timeout(400)  # two platforms are emulated, and the first example waits for the base images
 @pytest.mark.parametrize("example", EXAMPLE_RUNS, ids=lambda example: example.name)
 async def test_an_example_runs_on_three_platforms(
     daemon_address: str, bases: Mapping[str, str], name: str, example: Example
