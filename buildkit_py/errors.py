@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -133,6 +134,17 @@ class SourceSnippet:
             marker = ">>>" if any(start <= number <= end for start, end in ranges) else "   "
             shown.append(f" {number:3d} | {marker} {_printable(lines[number - 1].rstrip(chr(13)))}".rstrip())
         return "\n".join([*shown, rule])
+
+
+_WEB_CREDENTIALS = re.compile(r"\b(https?://)[^/\s@]+@")
+_PASSWORD = re.compile(r"(//[^/\s:@]*):[^/\s@]+@(?!sha\d+:)")  # that is a tag and a digest
+
+
+def without_credentials(text: str) -> str:
+    """The text with ``***`` for what URLs in it have of users and passwords: of web servers both, else the password."""
+    if "@" not in text or "//" not in text:
+        return text
+    return _PASSWORD.sub(r"\1:***@", _WEB_CREDENTIALS.sub(r"\1***@", text))
 
 
 def _printable(text: str) -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from buildkit_py.digest import Digest
-from buildkit_py.errors import InvalidDigest, InvalidReference
+from buildkit_py.errors import InvalidDigest, InvalidReference, without_credentials
 
 DEFAULT_DOMAIN = "docker.io"
 DEFAULT_TAG = "latest"
@@ -135,7 +135,7 @@ def _read(text: str, given: str) -> Reference:
         raise InvalidReference(f"reference {given[:64]!r}...: {len(given)} characters are too long; {_EXPECTED}")
     found = _REFERENCE.fullmatch(text)
     if found is None:
-        raise InvalidReference(f"reference {given!r}: {_what_is_wrong(given)}")
+        raise InvalidReference(f"reference {without_credentials(given)!r}: {_what_is_wrong(given)}")
     domain, path, tag, digest = found[1] or "", found[2], found[3], found[4]
     reference = Reference(domain, path, tag, None if digest is None else _read_digest(digest, given))
     if len(reference.name) > _MAX_NAME:

@@ -22,6 +22,7 @@ from buildkit_py.errors import (
     InvalidOption,
     InvalidPlatform,
     InvalidReference,
+    without_credentials,
 )
 
 if TYPE_CHECKING:
@@ -198,7 +199,8 @@ def _open_streams() -> None:
 
 
 def _say(text: str) -> None:
-    """Print to stderr what may come from strangers, without what a terminal would act upon."""
+    """Print to stderr what may come from strangers, without what a terminal would act upon, and without passwords."""
+    text = without_credentials(text)
     text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
     try:
         print(text, file=sys.stderr, flush=True)

@@ -11,6 +11,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from buildkit_py.errors import without_credentials
+
 # ECMA-48: CSI, strings (OSC, DCS, SOS, PM, APC) up to their terminator or the end of the line, other escapes,
 # and an ESC that starts none of them. A string without its terminator loses its first two characters only;
 # what stays is plain text.
@@ -43,7 +45,11 @@ _EMOJI_VARIATION = "\ufe0f"
 
 
 def clean_name(text: str) -> str:
-    """One printable line: no escape sequences, white space as spaces, other control characters as U+FFFD."""
+    """One printable line: no escape sequences, white space as spaces, other control characters as U+FFFD.
+
+    URLs lose their passwords: the name of a step that reads a git repository has its URL as it was given.
+    """
+    text = without_credentials(text)
     if text.isprintable():
         return text
     text = _SEQUENCE.sub("", text).strip()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from buildkit_py.errors import InvalidAddress
+from buildkit_py.errors import InvalidAddress, without_credentials
 
 Scheme: TypeAlias = Literal["unix", "tcp", "docker"]
 
@@ -59,7 +59,8 @@ class Address:
                 host, port = _host_port(rest, text)
                 return cls("tcp", host=host, port=port)
             case _:
-                raise InvalidAddress(f"unknown scheme {scheme!r} in daemon address {text!r}: {_EXPECTED}")
+                shown = without_credentials(text)
+                raise InvalidAddress(f"unknown scheme {scheme!r} in daemon address {shown!r}: {_EXPECTED}")
 
     def __str__(self) -> str:
         if self.host:
@@ -132,7 +133,7 @@ def _socket_path(path: str, text: str) -> str:
 
 def _host_port(rest: str, text: str) -> tuple[str, int]:
     def wrong(why: str) -> InvalidAddress:
-        return InvalidAddress(f"invalid daemon address {text!r}: {why}; expected host:port")
+        return InvalidAddress(f"invalid daemon address {without_credentials(text)!r}: {why}; expected host:port")
 
     if rest.startswith("["):
         host, closed, tail = rest[1:].partition("]")

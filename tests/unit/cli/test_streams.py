@@ -71,12 +71,12 @@ state.execute = execute
 
 
 def test_an_error_cannot_act_upon_the_terminal() -> None:
-    """Daemons and registries say what strangers wrote."""
+    """Daemons and registries say what strangers wrote. Nor does it tell passwords."""
     program = """
 import buildkit_py.cli.state as state
 from buildkit_py.errors import RPCError
 async def execute(args):
-    raise RPCError("UNKNOWN", "one\\x1b]0;title\\x07\\n\\ttwo\\r")
+    raise RPCError("UNKNOWN", "one\\x1b]0;title\\x07\\n\\tssh://git:two@host\\r")
 state.execute = execute
 """
-    assert run("", program + command("info")) == (1, "", "error: one\ufffd]0;title\ufffd\n\ttwo\ufffd\n")
+    assert run("", program + command("info")) == (1, "", "error: one\ufffd]0;title\ufffd\n\tssh://git:***@host\ufffd\n")
