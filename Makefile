@@ -1,4 +1,4 @@
-# Targets for users: demo, test. For contributors: install, check, test-unit, test-daemon, test-compat, gen, golden, bench, clean.
+# Targets for users: demo, test. For contributors: install, check, test-unit, test-daemon, test-compat, gen, bench, clean.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

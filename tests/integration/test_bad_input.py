@@ -148,7 +148,7 @@ ROWS: Mapping[str, Row] = {
     # outputs
     "output-type": usage(build("-o", "type=zip"), "unknown type 'zip'; expected one of"),
     "output-no-type": usage(build("-o", "dest=x"), "unknown type ''"),
-    "output-no-dest": usage(build("-o", "type=oci"), "output type=oci: dest is missing"),
+    "output-no-dest": usage(build("-o", "type=local"), "output type=local: dest is missing"),
     "output-empty-dest": usage(build("-o", "type=local,dest="), "dest is empty"),
     "output-quotes": usage(build("-o", 'type=oci,"dest=x'), "output"),
     "output-twice": usage(build("-o", "x", "-o", "type=oci,dest=x"), "two outputs have the same destination"),
