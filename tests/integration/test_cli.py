@@ -228,7 +228,7 @@ def test_a_failure_in_a_terminal(cli: CommandLine, alpine: str, tmp_path: Path) 
     """The display stays, then the log, the lines of the Dockerfile and the error."""
     context = dockerfile(tmp_path / "context", "FROM alpine", "RUN echo said before; exit 5")
     code, out, shown = in_terminal(cli, "build", context, "--build-context", alpine)
-    assert (code, out) == (1, "")
+    assert (code, out) == (1, ""), shown
     assert "ERROR" in shown
     assert "said before" in shown
     assert ">>> RUN echo said before; exit 5" in shown

@@ -49,7 +49,8 @@ class CommandLine:
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if name not in _CLEARED}
-        env |= {"PYTHONPATH": str(_ROOT), "DOCKER_CONFIG": str(self.docker_config)}
+        # A crash below Python would else tell nothing but its signal.
+        env |= {"PYTHONPATH": str(_ROOT), "DOCKER_CONFIG": str(self.docker_config), "PYTHONFAULTHANDLER": "1"}
         if self.address is not None:
             env["BUILDKIT_HOST"] = self.address
         return env | dict(extra or {})
