@@ -368,9 +368,13 @@ class Transport:
             self._wait(operation, delay)
             attempt += 1
 
-    def pause(self, operation: Operation, attempt: int) -> None:
-        """Wait as before an attempt of this number (from 1), so that clients that collide spread."""
-        self._wait(operation, self._jitter() * min(self._retry.cap, self._retry.base * 2.0 ** (attempt - 1)))
+    def pause(self, operation: Operation, seconds: float) -> None:
+        """Wait so long within the operation."""
+        self._wait(operation, seconds)
+
+    def spread(self, seconds: float, attempt: int) -> float:
+        """A wait from so many seconds on, longer by chance with each attempt (from 1): clients that collide spread."""
+        return min(self._retry.cap, seconds * (1.0 + self._jitter() * 2.0 ** (attempt - 1)))
 
     def slow_down(self, origin: Origin, seconds: float) -> None:
         """Hold back every request to this host for so long: it said that it has too many."""

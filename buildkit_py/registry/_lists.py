@@ -5,7 +5,9 @@ Source: OCI distribution-spec v1.1, "Listing Referrers" and "Referrers Tag Schem
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 from buildkit_py.digest import Digest
 from buildkit_py.errors import NotFound, ProtocolError, RegistryError
@@ -15,12 +17,15 @@ from buildkit_py.registry import _http
 from buildkit_py.registry._http import Response, Transport
 from buildkit_py.registry._operation import Operation, Turns
 from buildkit_py.registry._oras import OrasRegistry
-from buildkit_py.registry._referrers import entry_for, fallback_tag, listed, with_entry, without_entry
+from buildkit_py.registry._referrers import edited, entry_for, fallback_tag, listed
 from buildkit_py.registry.auth import pull
 
 _MAX_PAGES = 1000
 _MAX_REFERRERS = 10_000
-_MAX_EDITS = 5
+_MAX_EDITS = 12
+"""Of one list, in a row; twenty clients that change one at once need about half as many each."""
+_MAX_LOOKS = 3
+"""At a list that others change while what we changed stays."""
 
 
 class ReferrerLists:
@@ -34,13 +39,20 @@ class ReferrerLists:
         *,
         fetch: Callable[[Reference, Operation], tuple[bytes, Descriptor]],
         put: Callable[[Reference, bytes, Operation], object],
+        exists: Callable[[Reference, Digest, Operation], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """fetch and put are for the indexes at tags, and never of a mirror."""
+        """fetch and put are for the indexes at tags, exists for manifests; none of them asks a mirror."""
         self._http = http
         self._transport = transport
         self._turns = turns
         self._fetch = fetch
         self._put = put
+        self._exists = exists
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._changes: dict[str, dict[Digest, Descriptor | None]] = {}
+        """By tag: entries that calls which run want listed, or not listed any more."""
         self._listing: dict[str, bool] = {}
         """By repository: whether the registry lists referrers by itself."""
 
@@ -116,54 +128,92 @@ class ReferrerLists:
         if self.are_kept(reference, subject, operation):
             return
         entry = entry_for(raw, media_type)
-        self._edit(
-            reference,
-            subject,
-            lambda listed: entry.digest in listed,
-            lambda before: with_entry(before, entry),
-            operation,
-        )
+        self._edit(reference, subject, entry.digest, entry, operation)
 
     def forget(self, reference: Reference, subject: Digest, digest: Digest, operation: Operation) -> None:
-        self._edit(
-            reference,
-            subject,
-            lambda listed: digest not in listed,
-            lambda before: without_entry(before or b"{}", digest),
-            operation,
-        )
+        """See to it that the manifest is not listed with its subject any more."""
+        self._edit(reference, subject, digest, None, operation)
 
     def _edit(
-        self,
-        reference: Reference,
-        subject: Digest,
-        is_done: Callable[[set[Digest]], bool],
-        edit: Callable[[bytes | None], bytes],
-        operation: Operation,
+        self, reference: Reference, subject: Digest, digest: Digest, entry: Descriptor | None, operation: Operation
     ) -> None:
-        """Change the list of referrers at its tag, and look whether the change is still there.
+        """Put the entry of a digest on the list at the subject's tag, or take it off where there is no entry.
 
-        Registries have no locks: another client that writes at the same time may undo it.
+        Changes that wait for their turn are made together.
         """
         tag = reference.with_tag(fallback_tag(subject))
-        # One at a time in this client, which would otherwise collide with itself.
-        with self._turns.take(str(tag), operation):
-            for attempt in range(1, _MAX_EDITS + 1):
-                before, entries = self.of_tag(reference, subject, operation)
-                if is_done({entry.digest for entry in entries}):
-                    return
-                if attempt > 1:
-                    self._transport.pause(operation, attempt)
-                after = edit(before)
-                self._put(tag, after, operation)
-            if is_done({entry.digest for entry in self.of_tag(reference, subject, operation)[1]}):
+        with self._lock:
+            changes = self._changes.setdefault(str(tag), {})
+            changes[digest] = entry
+        try:
+            # One at a time in this client, which would otherwise collide with itself.
+            with self._turns.take(str(tag), operation):
+                with self._lock:
+                    together = dict(changes)
+                self._settle(reference, subject, together, operation)
+        finally:
+            with self._lock:
+                if changes.get(digest) is entry:
+                    changes.pop(digest, None)
+                if not changes and self._changes.get(str(tag)) is changes:
+                    del self._changes[str(tag)]
+
+    def _settle(
+        self, reference: Reference, subject: Digest, changes: Mapping[Digest, Descriptor | None], operation: Operation
+    ) -> None:
+        """Write the list until a look at it, some time later, finds the changes in it.
+
+        Registries have no locks, so a client that read the list before us and writes it after us undoes what we did.
+        Such a write comes within about the time that ours took; what was seen on the list and vanished from it is
+        put back, too, as long as the manifest is there.
+        """
+        tag = reference.with_tag(fallback_tag(subject))
+        seen: dict[Digest, Descriptor] = {}
+        expected: bytes | None = None
+        edits = looks = 0
+        pause = 0.0
+        while True:
+            began = self._clock()
+            before, entries = self.of_tag(reference, subject, operation)
+            present = {entry.digest: entry for entry in entries}
+            missing = [item for item in seen.values() if item.digest not in present and item.digest not in changes]
+            missing = [item for item in missing if self._exists(reference, item.digest, operation)]
+            missing += [entry for digest, entry in changes.items() if entry is not None and digest not in present]
+            surplus = [digest for digest, entry in changes.items() if entry is None and digest in present]
+            seen = present
+            if missing or surplus:
+                if edits == _MAX_EDITS:
+                    break
+                edits += 1
+                expected = edited(before, missing, surplus)
+                seen = {**present, **{item.digest: item for item in missing}}
+                try:
+                    self._put(tag, expected, operation)
+                except RegistryError as error:
+                    # Distribution takes no index that names a manifest which is gone, deleted by whoever did not know
+                    # of this list or is about to write it.
+                    gone = self._gone(reference, seen, operation) if "MANIFEST_BLOB_UNKNOWN" in error.codes else {}
+                    if not gone:
+                        raise
+                    changes = {**changes, **gone}
+                pause = self._transport.spread(self._clock() - began, edits)
+            elif edits == 0 or before == expected or looks == _MAX_LOOKS:
                 return
+            else:
+                expected = before  # others write it, too
+                looks += 1
+            self._transport.pause(operation, pause)
         raise RegistryError(
             f"{tag}: others keep replacing this list of referrers; try again later",
             retryable=True,
             host=reference.api_host,
             repository=reference.path,
         )
+
+    def _gone(
+        self, reference: Reference, digests: Iterable[Digest], operation: Operation
+    ) -> dict[Digest, Descriptor | None]:
+        return {digest: None for digest in digests if not self._exists(reference, digest, operation)}
 
 
 class _NoSuchList(Exception):

@@ -6,7 +6,7 @@ Source: OCI distribution-spec v1.1, "Listing Referrers" and "Referrers Tag Schem
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -65,17 +65,12 @@ def listed(raw: bytes, media_type: str) -> tuple[Descriptor, ...]:
     return Index.parse(raw, media_type).manifests
 
 
-def with_entry(raw: bytes | None, entry: Descriptor) -> bytes:
-    """The list with one more entry. What stands in it already keeps fields that are unknown here."""
+def edited(raw: bytes | None, added: Iterable[Descriptor], removed: Collection[Digest]) -> bytes:
+    """The list with other entries; those that stay keep fields that are unknown here."""
     fields = _fields(raw)
-    return _encode({**fields, "manifests": [*_entries(fields), entry.to_json()]})
-
-
-def without_entry(raw: bytes, digest: Digest) -> bytes:
-    """The list without the entry of this digest."""
-    fields = _fields(raw)
-    kept = [entry for entry in _entries(fields) if entry.get("digest") != str(digest)]
-    return _encode({**fields, "manifests": kept})
+    without = {str(digest) for digest in removed}
+    kept = [entry for entry in _entries(fields) if entry.get("digest") not in without]
+    return _encode({**fields, "manifests": [*kept, *(entry.to_json() for entry in added)]})
 
 
 def _fields(raw: bytes | None) -> Mapping[str, object]:
@@ -96,4 +91,4 @@ def _encode(fields: Mapping[str, object]) -> bytes:
     return raw
 
 
-__all__ = ["entry_for", "fallback_tag", "is_fallback_tag", "listed", "subject_of", "with_entry", "without_entry"]
+__all__ = ["edited", "entry_for", "fallback_tag", "is_fallback_tag", "listed", "subject_of"]

@@ -99,6 +99,7 @@ class RegistryClient:
             self._turns,
             fetch=lambda tag, operation: self.fetch_manifest(tag, mirrors=False, operation=operation),
             put=lambda tag, raw, operation: self._put_manifest(tag, raw, OCI_INDEX, Digest.of(raw), operation),
+            exists=lambda repository, digest, operation: self.exists(repository, digest, operation=operation),
         )
 
     def close(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import urllib.request
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,12 @@ SIGNATURE, SBOM = "application/vnd.example.signature", "application/vnd.example.
 async def push_tracked(registry: Registry, repository: str, document: Document) -> None:
     await document.push(registry, repository)
     await registry.push_manifest(repository, document.raw, document.media_type)
+
+
+def delete(url: str) -> int:
+    """As somebody does who knows nothing of lists of referrers."""
+    with urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10) as answer:
+        return int(answer.status)
 
 
 def digests(found: tuple[Descriptor, ...]) -> set[Digest]:
@@ -50,7 +58,7 @@ async def test_a_list_is_kept_where_the_registry_keeps_none(registry: servers.Re
 
 
 async def test_many_referrers_at_once(registry: servers.Registry) -> None:
-    """One client takes turns with itself. (Two may undo each other's change: registries have no locks.)"""
+    """One client takes turns with itself, and makes changes that wait together."""
     repository, subject = f"{registry.host}/referrers/many", image(text="a popular subject")
     documents = [artifact(f"application/vnd.example.{number}", subject=subject) for number in range(20)]
     async with Registry(credentials=NOBODY) as client:
@@ -58,6 +66,47 @@ async def test_many_referrers_at_once(registry: servers.Registry) -> None:
         await asyncio.gather(*(push_tracked(client, repository, document) for document in documents))
         found = digests(await client.referrers(repository, subject.digest))
     assert found == {document.digest for document in documents}
+
+
+@pytest.mark.parametrize("count", [2, 20])
+async def test_many_clients_change_one_list(registry: servers.Registry, count: int) -> None:
+    """Registries have no locks, so one client undoes what another did; each looks again and puts it right. Half of
+    them take entries off at the same time, and none of those comes back."""
+    repository, subject = f"{registry.host}/referrers/clients-{count}", image(text="a contested subject")
+    added = [artifact(f"application/vnd.example.{number}", subject=subject) for number in range(count)]
+    removed = [artifact(f"application/vnd.example.old.{number}", subject=subject) for number in range(count // 2)]
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(Registry(credentials=NOBODY)) for _ in (*added, *removed)]
+        await subject.push(clients[0], repository, "v1")
+        await asyncio.gather(*(document.push(clients[0], repository) for document in added))
+        await asyncio.gather(*(push_tracked(clients[0], repository, document) for document in removed))
+        await asyncio.gather(
+            *(
+                client.push_manifest(repository, document.raw, document.media_type)
+                for client, document in zip(clients, added, strict=False)
+            ),
+            *(
+                client.delete_manifest(f"{repository}@{document.digest}")
+                for client, document in zip(clients[count:], removed, strict=True)
+            ),
+        )
+        found = digests(await clients[0].referrers(repository, subject.digest))
+    assert found == {document.digest for document in added}
+
+
+async def test_a_list_with_an_entry_that_is_gone(registry: servers.Registry) -> None:
+    """Distribution takes no index of which a child is missing: an entry that another tool left behind when it deleted
+    the manifest makes way for the next one."""
+    repository, subject = f"{registry.host}/referrers/gone", image(text="a subject with a past")
+    first, second, third = (artifact(f"application/vnd.example.{word}", subject=subject) for word in "abc")
+    async with Registry(credentials=NOBODY) as client:
+        await subject.push(client, repository, "v1")
+        for document in (first, second):
+            await push_tracked(client, repository, document)
+        assert delete(f"{registry.url}/v2/referrers/gone/manifests/{first.digest}") == 202
+        await push_tracked(client, repository, third)
+        found = digests(await client.referrers(repository, subject.digest))
+    assert found == {second.digest, third.digest}
 
 
 async def test_oras_and_we_write_one_list(registry: servers.Registry, tmp_path: Path) -> None:

@@ -111,6 +111,43 @@ def test_a_list_that_others_keep_replacing(memory: MemoryRegistry, client: Regis
     assert caught.value.retryable
 
 
+@pytest.mark.parametrize("theirs_is_gone", [False, True])
+def test_a_list_that_another_client_replaces_once(
+    memory: MemoryRegistry, client: RegistryClient, theirs_is_gone: bool
+) -> None:
+    """A client that read the list before us writes it after us, when our write was seen: it is looked at again. What
+    vanished with it is put back, unless its manifest was deleted."""
+    theirs = artifact("application/vnd.example.theirs", subject=SUBJECT)
+    late = artifact("application/vnd.example.late", subject=SUBJECT)
+    for document in (theirs, late):
+        memory.put("a", document)
+        client.push_manifest(f"{memory.host}/a", document.raw, document.media_type)
+        if document is theirs:
+            stale = memory.manifests["a", TAG]
+    looks = 0
+
+    def get(request: Request) -> Answer:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # ours is written by now
+            memory.manifests["a", TAG] = stale
+            if theirs_is_gone:
+                del memory.manifests["a", str(late.digest)]
+        return memory.passing(request)
+
+    memory.on("GET", f"/v2/a/manifests/{TAG}", get)
+    client.push_manifest(f"{memory.host}/a", SIGNATURE.raw, SIGNATURE.media_type)
+    found = {entry.digest for entry in client.referrers(f"{memory.host}/a", SUBJECT.digest)}
+    assert found == {theirs.digest, SIGNATURE.digest} | (set() if theirs_is_gone else {late.digest})
+
+
+def test_a_list_that_is_ours_alone_is_written_once(memory: MemoryRegistry, client: RegistryClient) -> None:
+    """It is read, written, and looked at again a little later."""
+    client.push_manifest(f"{memory.host}/a", SIGNATURE.raw, SIGNATURE.media_type)
+    asked = [request.method for request in memory.requests if request.path.endswith(TAG)]
+    assert asked == ["GET", "PUT", "GET"]
+
+
 def test_deleting_where_the_registry_keeps_track() -> None:
     """One request to look at it, one to delete it, one to learn that its list is its own affair."""
     with FakeRegistry() as fake:
