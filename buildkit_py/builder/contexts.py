@@ -248,7 +248,7 @@ def _layout_context(found: DockerfileSources, text: str, option: str) -> str:
 
     from buildkit_py.digest import Digest
     from buildkit_py.errors import BuildKitError, InvalidDigest
-    from buildkit_py.layout import open_layout
+    from buildkit_py.layout.reading import open_layout
 
     where, _, digest = text.rpartition("@")
     try:

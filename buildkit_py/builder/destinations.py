@@ -17,7 +17,9 @@ from typing import BinaryIO, Protocol
 from buildkit_py.builder.exports import FileExport, is_true
 from buildkit_py.builder.request import Plan
 from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError
-from buildkit_py.layout import LayoutMerger, LayoutStream, check_destination, check_tree_destination, is_special
+from buildkit_py.layout.destination import check_destination, check_tree_destination, is_special
+from buildkit_py.layout.merging import LayoutMerger
+from buildkit_py.layout.stream import LayoutStream
 from buildkit_py.oci import Descriptor
 from buildkit_py.options import ExporterSpec
 from buildkit_py.platforms import Platform

@@ -20,7 +20,8 @@ from buildkit_py.client import connect
 from buildkit_py.digest import Digest
 from buildkit_py.engine import Engine, EngineInfo, find_engine
 from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError
-from buildkit_py.layout import LayoutMerger, layout_files
+from buildkit_py.layout.entries import layout_files
+from buildkit_py.layout.merging import LayoutMerger
 from buildkit_py.oci import (
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,

@@ -12,7 +12,7 @@ def check_writable(path: Path) -> None:
     """Raise InvalidOption unless a file could be written there."""
     import tempfile
 
-    from buildkit_py.layout import is_special  # for those who ask for such a file
+    from buildkit_py.layout.destination import is_special  # for those who ask for such a file
 
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
     """
     import tempfile
 
-    from buildkit_py.layout import is_special
+    from buildkit_py.layout.destination import is_special
 
     if is_special(path):
         path.write_text(text, encoding="utf-8")

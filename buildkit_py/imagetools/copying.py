@@ -23,7 +23,7 @@ from buildkit_py.reference import DEFAULT_TAG, Reference
 from buildkit_py.registry import Registry
 
 if TYPE_CHECKING:
-    from buildkit_py.layout import LayoutWriter  # loaded for those who write one
+    from buildkit_py.layout.writing import LayoutWriter  # loaded for those who write one
 
 MAX_REFERRERS = 500
 """Manifests about one image: signatures, attestations, and signatures of those."""
@@ -74,7 +74,7 @@ async def copy(registry: Registry, request: CopyRequest) -> Copied:
     elif destination.digest is not None:
         raise InvalidOption(f"{destination}: a digest cannot be chosen, it is that of the content; give a tag")
     else:
-        from buildkit_py.layout import check_destination
+        from buildkit_py.layout.destination import check_destination
 
         await asyncio.to_thread(check_destination, destination.path, directory=_is_directory(destination))
     async with open_store(registry, source) as store:
@@ -184,7 +184,7 @@ async def _push_referrers(
 async def _to_layout(
     store: Store, root: Node, referrers: Sequence[Node], destination: LayoutLocation, traffic: Traffic
 ) -> None:
-    from buildkit_py.layout import LayoutWriter
+    from buildkit_py.layout.writing import LayoutWriter
 
     directory = _is_directory(destination)
     path = destination.path.absolute()
@@ -224,7 +224,7 @@ async def _pull(
 
 def _named(root: Node, store: Store, destination: LayoutLocation) -> Descriptor:
     """The image's entry in ``index.json``, with the names that BuildKit and containerd look for."""
-    from buildkit_py.layout import IMAGE_NAME, REF_NAME
+    from buildkit_py.layout.entries import IMAGE_NAME, REF_NAME
 
     names = {REF_NAME: destination.tag or DEFAULT_TAG}
     if isinstance(store, RepositoryStore):

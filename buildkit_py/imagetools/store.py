@@ -23,7 +23,7 @@ from buildkit_py.reference import Reference
 from buildkit_py.registry import Registry
 
 if TYPE_CHECKING:
-    from buildkit_py.layout import Layout  # loaded for those who have one
+    from buildkit_py.layout.reading import Layout  # loaded for those who have one
 
 Document: TypeAlias = Manifest | Index
 
@@ -142,7 +142,7 @@ class LayoutStore:
     def entry(self) -> Descriptor:
         """The entry of ``index.json`` that the location names."""
         if self.location.entry is None:
-            from buildkit_py.layout import REF_NAME
+            from buildkit_py.layout.entries import REF_NAME
 
             # Referrers stand in the index without a name, beside the one image that has one.
             named = {item.digest: item for item in self.layout.index.manifests if REF_NAME in item.annotations}
@@ -219,7 +219,7 @@ async def open_store(
     if isinstance(location, Reference):
         yield RepositoryStore(registry, location.with_default_tag(), mirrors)
         return
-    from buildkit_py.layout import open_layout
+    from buildkit_py.layout.reading import open_layout
 
     with ExitStack() as stack:
         layout = await asyncio.to_thread(stack.enter_context, open_layout(location.path))

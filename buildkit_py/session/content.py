@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_py.digest import Digest, new_hash
 from buildkit_py.errors import InvalidDigest, InvalidOption, ProtocolError
-from buildkit_py.layout import archive_blobs
+from buildkit_py.layout.reading import archive_blobs
 from buildkit_py.session.attachable import Call, CallError, Code, Handler, metadata_values, only_message
 
 if TYPE_CHECKING:

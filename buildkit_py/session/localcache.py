@@ -18,7 +18,9 @@ from types import MappingProxyType
 
 from buildkit_py.digest import Digest
 from buildkit_py.errors import BuildKitError, InvalidDigest, InvalidOption, ProtocolError
-from buildkit_py.layout import IMAGE_NAME, REF_NAME, open_layout, put_entry, remove_unreachable
+from buildkit_py.layout.editing import put_entry, remove_unreachable
+from buildkit_py.layout.entries import IMAGE_NAME, REF_NAME
+from buildkit_py.layout.reading import open_layout
 from buildkit_py.oci import MAX_MANIFEST_BYTES, Descriptor, parse_manifest_or_index
 from buildkit_py.options import CacheSpec
 from buildkit_py.session.content import BlobStore

@@ -21,7 +21,7 @@ import pytest
 from buildkit_py.cli.main import main
 from buildkit_py.digest import Digest
 from buildkit_py.errors import NotFound
-from buildkit_py.layout import open_layout
+from buildkit_py.layout.reading import open_layout
 from buildkit_py.oci import DOCKER_INDEX, OCI_INDEX, Index, Manifest
 from buildkit_py.registry import DockerCredentials, Registry, RegistryConfig
 from tests.support import peers, servers

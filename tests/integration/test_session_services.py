@@ -13,7 +13,8 @@ import pytest
 from buildkit_py import BuildRequest, SecretSpec, SolveRequest, SSHSpec, build, connect, features
 from buildkit_py.client import SolveResult
 from buildkit_py.errors import SolveError, SourceDenied, UnsupportedByDaemon
-from buildkit_py.layout import open_layout, put_entry, remove_unreachable
+from buildkit_py.layout.editing import put_entry, remove_unreachable
+from buildkit_py.layout.reading import open_layout
 from buildkit_py.oci import Manifest
 from buildkit_py.options import ExporterSpec
 from buildkit_py.session.attachable import Attachable

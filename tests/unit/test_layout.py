@@ -19,11 +19,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildkit_py import layout as layout_module
 from buildkit_py import tarstream
 from buildkit_py.digest import Digest
 from buildkit_py.errors import BuildKitError, DeadlineExceeded, InvalidOption, ProtocolError
-from buildkit_py.layout import LayoutMerger, LayoutStream, check_destination, open_layout
+from buildkit_py.layout import disk
+from buildkit_py.layout.destination import check_destination
+from buildkit_py.layout.merging import LayoutMerger
+from buildkit_py.layout.reading import open_layout
+from buildkit_py.layout.staging import StagedBlob
+from buildkit_py.layout.stream import LayoutStream
 from buildkit_py.oci import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -382,7 +386,7 @@ def test_without_a_destination_staging_is_private() -> None:
 
 
 def test_a_layout_that_is_locked_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout_module, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(disk, "LOCK_SECONDS", 0.1)
     out = tmp_path / "out"
     out.mkdir()
     with LayoutMerger.create(out) as merger:
@@ -626,14 +630,14 @@ def test_leaving_early_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_discarding_waits_for_a_write_that_is_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancelled call leaves its thread running; nothing may be written after the directory is gone."""
     writing, go_on = threading.Event(), threading.Event()
-    update = layout_module._Blob.write
+    update = StagedBlob.write
 
     def slow(blob: Any, data: memoryview) -> None:
         writing.set()
         assert go_on.wait(20)
         update(blob, data)
 
-    monkeypatch.setattr(layout_module._Blob, "write", slow)
+    monkeypatch.setattr(StagedBlob, "write", slow)
     merger = LayoutMerger(tmp_path / "staging")
     stream = merger.open_stream(ARM64)
     writer = threading.Thread(target=stream.write, args=(GOOD.tar(),))

@@ -13,7 +13,7 @@ from buildkit_py import llb
 from buildkit_py.builder.request import BuildRequest, DockerfilePlan, plan
 from buildkit_py.builder.streams import MAX_DOCKERFILE_BYTES, is_archive, open_streams
 from buildkit_py.errors import InvalidOption
-from buildkit_py.layout import put_entry
+from buildkit_py.layout.editing import put_entry
 from buildkit_py.oci import OCI_MANIFEST, Descriptor
 from buildkit_py.options import SSHSpec
 from buildkit_py.session.content import BlobStore

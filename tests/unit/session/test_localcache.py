@@ -9,7 +9,8 @@ import pytest
 
 from buildkit_py.digest import Digest
 from buildkit_py.errors import InvalidOption, ProtocolError
-from buildkit_py.layout import REF_NAME, put_entry, remove_unreachable
+from buildkit_py.layout.editing import put_entry, remove_unreachable
+from buildkit_py.layout.entries import REF_NAME
 from buildkit_py.oci import OCI_MANIFEST, Descriptor
 from buildkit_py.options import CacheSpec
 from buildkit_py.session.content import BlobStore
