@@ -81,6 +81,8 @@ def entry() -> NoReturn:
     """Console script."""
     signals.install()
     _open_streams()
+    # Where programs are started by a fork (credential helpers, on macOS) gRPC's care for forks may abort the child.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     gc.disable()  # until the command runs: what is imported is there to stay
     code = main()
     # All has been cleared. A thread may still wait for a disk or a name server; the user does not. Nor for the

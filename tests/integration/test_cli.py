@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tarfile
 import termios
 import time
@@ -254,6 +255,42 @@ def test_readers_that_go_away(cli: CommandLine, scratch: Path) -> None:
     with process.stderr:
         assert process.stderr.read() == b""
     assert process.wait(20) == 1
+
+
+_FORKING = """
+import asyncio, subprocess, sys
+from buildkit_py.cli import main
+
+async def execute(self, args):
+    from buildkit_py import connect
+
+    async def ask():
+        while True:
+            await client.info()
+
+    async with connect() as client:
+        asking = [asyncio.create_task(ask()) for _ in range(4)]
+        for _ in range(80):
+            child = await asyncio.to_thread(subprocess.run, ["true"], preexec_fn=int)
+            if child.returncode:
+                return 50
+        for task in asking:
+            task.cancel()
+    return 0
+
+Info = type("Info", (), {"configure": lambda self, name, parser: None, "execute": execute})
+main.importlib = type("Modules", (), {"import_module": staticmethod(lambda name: Info())})
+sys.argv = ["buildkit-py", "info"]
+main.entry()
+"""
+
+
+def test_what_the_command_starts_survives_a_fork(cli: CommandLine) -> None:
+    """As systems without vfork() start credential helpers; gRPC's own care for forks would abort one in ten."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKING], env=cli.environment(), capture_output=True, check=False, timeout=SECONDS
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 # Signals

@@ -180,7 +180,6 @@ def test_an_interrupt_ends_a_wait_for_standard_input(cli: CommandLine) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin is not None
     process.stdin.write(b"FROM scratch\n")

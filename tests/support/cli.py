@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -33,10 +32,6 @@ class Done:
     @property
     def stdout(self) -> str:
         return self.out.decode()
-
-
-def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +79,6 @@ class CommandLine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            # A shell starts what it runs in the background with SIGINT ignored, and that is inherited.
-            preexec_fn=_heed_interrupts,
         )
 
     def logged_in(self, server: Registry, password: str | None = None) -> CommandLine:
