@@ -45,14 +45,20 @@ if TYPE_CHECKING:
 _REF_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _REF_LENGTH = 25  # as the Go client's random ids
 
-# Source: buildkit, util/apicaps/caps.go, CapError.
+# Source: buildkit, util/apicaps/caps.go, CapError; util/entitlements/entitlements.go, Parse.
 _LACKING = re.compile(
     r"unknown API capability (?P<unknown>\S+)"
     r"|requested (?:\w+ )?feature (?P<known>\S+) .*(?:not supported|been disabled)"
+    r"|unknown (?P<entitlement>entitlement [\w.]+)"
 )
+# Source: grpc-go, rpc_util.go.
+_TOO_LARGE = re.compile(r"received message larger than max \((\d{1,12}) vs\. (\d{1,12})\)")
 
 MAX_REQUEST_BYTES = 16 << 20
-"""What daemons take as one message. Source: containerd, defaults/defaults.go; buildkitd has no option for it."""
+"""What daemons take as one message; those before v0.14 take 4 MiB, as they say when they refuse more.
+
+Source: containerd, defaults/defaults.go; buildkitd has no option for it.
+"""
 
 STATUS_DRAIN_SECONDS = 5.0
 """How long after the end of a solve its status may be silent before it is given up."""
@@ -268,7 +274,8 @@ class Client:
         try:
             with rpc.mapped(f"look for the record of solve {ref}"):
                 async for event in call:
-                    if event.record.Result.Attestations:
+                    # A record that is still active may have a part of them.
+                    if event.type == control_pb2.COMPLETE and event.record.Result.Attestations:
                         found = tuple(
                             Descriptor(
                                 media_type=entry.media_type,
@@ -564,6 +571,8 @@ class Client:
             return
 
     def _solve_error(self, error: RPCError, request: SolveRequest, progress: BuildProgress) -> BuildKitError:
+        if error.code == "RESOURCE_EXHAUSTED" and (sizes := _TOO_LARGE.search(error.message)):
+            return _too_large("request", int(sizes[1]), int(sizes[2]))
         lacking = _LACKING.search(error.message)
         if lacking is not None:
             return UnsupportedByDaemon(
@@ -628,11 +637,16 @@ def _sole_error() -> Generator[None, None, None]:
 def check_size(name: str, size: int) -> None:
     """Raise InvalidOption for what is larger than a daemon takes, and say what to do."""
     if size > MAX_REQUEST_BYTES:
-        raise InvalidOption(
-            f"{name}: has {size:,} bytes, and daemons take at most {MAX_REQUEST_BYTES:,} at once; content of files "
-            "belongs into llb.local(), llb.http() or an image instead of mkfile(), marshal(source_map=False) leaves "
-            "out the program's lines, and what is built and pushed by one build can be llb.image() of the next"
-        )
+        raise _too_large(name, size, MAX_REQUEST_BYTES)
+
+
+def _too_large(name: str, size: int, most: int) -> InvalidOption:
+    who = "daemons take" if most == MAX_REQUEST_BYTES else "this daemon takes"
+    return InvalidOption(
+        f"{name}: has {size:,} bytes, and {who} at most {most:,} at once; content of files "
+        "belongs into llb.local(), llb.http() or an image instead of mkfile(), marshal(source_map=False) leaves "
+        "out the program's lines, and what is built and pushed by one build can be llb.image() of the next"
+    )
 
 
 def _cache_to_pb(spec: CacheSpec) -> control_pb2.CacheOptionsEntry:

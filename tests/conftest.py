@@ -40,6 +40,9 @@ def scratch(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def heeded_interrupts() -> None:
-    """A shell starts what it runs in the background with SIGINT ignored; tests of interrupts need it heeded."""
+    """A shell starts what it runs in the background with SIGINT ignored, nohup with SIGHUP, and what is ignored stays
+    so in a child; tests of interrupts need children that heed both."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # ignored here still, but for a child it is as if never set

@@ -331,24 +331,25 @@ def processes_with(marker: str) -> list[str]:
     return found
 
 
-async def history_of(address: str, marker: str) -> list[control_pb2.BuildHistoryRecord]:
+async def history_of(address: str, marker: str) -> list[control_pb2.BuildHistoryEvent]:
     async with open_connection(address) as connection:
         call = connection.control.ListenBuildHistory(control_pb2.BuildHistoryRequest(EarlyExit=True))
-        return [event.record async for event in call if event.record.FrontendAttrs.get("build-arg:MARKER") == marker]
+        return [event async for event in call if event.record.FrontendAttrs.get("build-arg:MARKER") == marker]
 
 
 def wait_until_cancelled(address: str, marker: str) -> None:
     """Until the daemon's history has the one solve as cancelled, and nothing of it runs."""
     deadline = time.monotonic() + 10
     while True:
-        records = asyncio.run(history_of(address, marker))
+        events = asyncio.run(history_of(address, marker))
         running = processes_with(marker)
-        if records and all(record.HasField("CompletedAt") for record in records) and not running:
+        # Not the record's time of completion: it is written into a record that is still active, before the error.
+        if events and all(event.type == control_pb2.COMPLETE for event in events) and not running:
             break
-        assert time.monotonic() < deadline, (records, running)
+        assert time.monotonic() < deadline, (events, running)
         time.sleep(0.1)
-    (record,) = records
-    assert record.error.code == CANCELLED
+    (event,) = events
+    assert event.record.error.code == CANCELLED
 
 
 @pytest.mark.parametrize(
