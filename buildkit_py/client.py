@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import itertools
 import json
 import re
 import secrets
@@ -88,8 +89,11 @@ class SolveRequest:
     definition: Definition | bytes | None = None
     """A graph, or a serialised ``pb.Definition``; with all else that is asked for at most 16 MiB, which is what daemons
     take."""
+    definitions: Mapping[str, Definition | bytes] = field(default_factory=lambda: MappingProxyType({}))
+    """In place of definition: those of one result of several platforms, by the ids that ``refs.platforms`` of
+    result_metadata has. Each may be as large as a single one."""
     result_metadata: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
-    """What the result of a definition says of itself, such as ``containerimage.config``; a frontend says it of its
+    """What the result of definitions says of itself, such as ``containerimage.config``; a frontend says it of its
     own."""
     frontend_inputs: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     exporters: Sequence[ExporterSpec] = ()
@@ -104,15 +108,25 @@ class SolveRequest:
 
     def check(self) -> None:
         """Raise InvalidOption for what no daemon could solve."""
-        if bool(self.frontend) == (self.definition is not None):
-            raise InvalidOption("a solve needs exactly one of a frontend and a definition")
-        if self.result_metadata and self.definition is None:
+        if sum((bool(self.frontend), self.definition is not None, bool(self.definitions))) != 1:
+            raise InvalidOption("a solve needs exactly one of a frontend, a definition, and definitions by platform")
+        if self.result_metadata and self.frontend:
             raise InvalidOption("result_metadata: needs a definition; a frontend says it itself")
+        if self.definitions and "refs.platforms" not in self.result_metadata:
+            raise InvalidOption("definitions: result_metadata must say which platforms they are, as refs.platforms")
         if not self.ref:
             raise InvalidOption("ref: must not be empty")
-        if self.definition is not None:
-            data = self.definition if isinstance(self.definition, bytes) else self.definition.to_bytes()
+        for data in self._definitions().values():
             check_size("definition", len(data))
+
+    def _definitions(self) -> dict[str, bytes]:
+        """The serialised definitions, by platform; that of a result of one platform has the name ""."""
+        given = {"": self.definition} if self.definition is not None else dict(self.definitions)
+        return {name: made if isinstance(made, bytes) else made.to_bytes() for name, made in given.items()}
+
+    def definitions_to_pb(self) -> dict[str, ops_pb2.Definition]:
+        """Raise InvalidOption when one is not a valid protobuf message."""
+        return {name: _definition(data) for name, data in self._definitions().items()}
 
     def to_pb(self, session: Session) -> control_pb2.SolveRequest:
         """Raise InvalidOption when the definition is not a valid protobuf message, or all of it is too large."""
@@ -140,8 +154,7 @@ class SolveRequest:
             Exporters=[control_pb2.Exporter(Type=spec.type, Attrs=dict(spec.attrs)) for spec in self.exporters],
         )
         if self.definition is not None:
-            data = self.definition if isinstance(self.definition, bytes) else self.definition.to_bytes()
-            message.Definition.CopyFrom(_definition(data))
+            message.Definition.CopyFrom(self.definitions_to_pb()[""])
         if self.exporters:
             # Daemons before v0.13 know these two fields only.
             message.ExporterDeprecated = self.exporters[0].type
@@ -424,7 +437,9 @@ class Client:
     async def _message(self, request: SolveRequest, session: Session) -> control_pb2.SolveRequest:
         """What to send; UnsupportedByDaemon where the daemon would leave something of it out."""
         message = request.to_pb(session)
-        await self._check(features.used(message))
+        definitions = request.definitions_to_pb().values() if request.definitions else ()
+        used = [*features.used(message), *itertools.chain.from_iterable(map(features.used_by, definitions))]
+        await self._check(used)
         return message
 
     async def _check(self, wanted: Iterable[Feature]) -> None:
@@ -441,10 +456,13 @@ class Client:
             return await self._solve(request, message, session, on_status)
         from buildkit_py.rpc import gateway
 
-        inner = gateway.as_gateway(message)
+        inners = {
+            platform: gateway.graph_as_gateway(message, definition)
+            for platform, definition in request.definitions_to_pb().items()
+        }
 
         async def answer() -> None:
-            await gateway.answer(self._connection, request.ref, inner, request.result_metadata)
+            await gateway.answer(self._connection, request.ref, inners, request.result_metadata)
 
         return await self._solve(request, message, session, on_status, frontend=answer)
 
@@ -494,7 +512,7 @@ class Client:
         found = bytearray()
         async with self.open_session(attachables) as session:
             message = request.to_pb(session)
-            inner = gateway.as_gateway(message)
+            inner = gateway.graph_as_gateway(message, message.Definition)
 
             async def answer() -> None:
                 await gateway.read_file(self._connection, request.ref, inner, path, max_bytes, found)

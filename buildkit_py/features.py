@@ -104,7 +104,12 @@ def used(message: control_pb2.SolveRequest) -> Iterator[Feature]:
     for cache in (*message.Cache.Exports, *message.Cache.Imports):
         if cache.Type == "gha":
             yield from (feature for key, feature in _OF_GITHUB.items() if key in cache.Attrs)
-    for operation in getattr(message.Definition, "def"):  # a word of Python's
+    yield from used_by(message.Definition)
+
+
+def used_by(definition: ops_pb2.Definition) -> Iterator[Feature]:
+    """What a graph relies on and daemons without it would leave out; some may come twice."""
+    for operation in getattr(definition, "def"):  # a word of Python's
         yield from _of_operation(operation)
 
 

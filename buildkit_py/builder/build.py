@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from buildkit_py.builder.exports import Push
     from buildkit_py.builder.keeping import Keeping
     from buildkit_py.builder.publish import Pushed
-    from buildkit_py.oci import Descriptor
+    from buildkit_py.oci import Descriptor, Index
     from buildkit_py.registry import CredentialStore, RegistryConfig
 
 StatusCallback: TypeAlias = Callable[[str, StatusUpdate], None]
@@ -165,6 +165,10 @@ class _Run:
         self._attachables: Sequence[Attachable] = ()
         self._shared_key = ""
         self._attempts = PushAttempts(max(1, len(checked.platforms)))
+        self._joint: SolveResult | None = None
+        """What came of the solve of all platforms, where there is one."""
+        self._kept: Index | None = None
+        """What the daemon keeps of several platforms, where nothing is pushed."""
         self.notes: list[str] = []
         """What people should know of the solves."""
 
@@ -252,7 +256,11 @@ class _Run:
         request = self._request(
             self._plan.work(platform, directories_session=""), [exporter], platform, cache_exports=inline
         )
-        if not inline:
+        return await self._ask_again(request, session, platform)
+
+    async def _ask_again(self, request: SolveRequest, session: Session, platform: Platform | None) -> SolveResult:
+        """Solve what is solved already, for one more image."""
+        if not request.cache_exports:
             return await self._ask(request, session, platform)
         # Of steps that it still holds from a solve of the same session a daemon finds the layers of that solve's
         # image alone, none of which is in this one. To another session they come from its cache.
@@ -262,9 +270,11 @@ class _Run:
     async def _solve_jointly(self, session: Session) -> None:
         """What a daemon has to put together itself: one more solve, of all platforms, with nothing left to run."""
         keeps = () if self._keeps is None else self._keeps.joint_exporters()
-        work = self._plan.joint_work() if keeps else None
-        if work is not None:
-            await self._ask(self._request(work, keeps, None), session, None)
+        if keeps:
+            work = await asyncio.to_thread(self._plan.joint_work)
+            caches = self._services.cache_exports(self._plan.platforms[0])
+            request = self._request(work, keeps, None, [spec for spec in caches if spec.type == "inline"])
+            self._joint = await self._ask_again(request, session, None)
 
     def _request(
         self,
@@ -282,6 +292,7 @@ class _Run:
             frontend_attrs=attrs,
             frontend_inputs=work.inputs,
             definition=work.definition,
+            definitions=work.definitions,
             result_metadata=work.metadata,
             exporters=exporters,
             cache_imports=self._services.cache_imports(platform),
@@ -368,7 +379,10 @@ class _Run:
             root = await push_root(await self._registries.open(), push, parts, self._exports.annotations)
             roots.insert(position, root)
         found = next((root for root in roots if root is not None), None)
-        said = solved[0].result.descriptor if len(solved) == 1 else None
+        if self._keeps is not None and not self._exports.pushes:
+            self._kept = await self._keeps.index(found if self._joint is None else self._joint.descriptor)
+        joined = solved[0].result if len(solved) == 1 else self._joint
+        said = None if joined is None else joined.descriptor
         if found is None or said is None or found.digest != said.digest:
             return found or said
         # The daemon says more of the same root than a layout's index does.
@@ -382,6 +396,9 @@ class _Run:
         image = pushed.images[0] if pushed is not None else None
         config = entry.result.response.get("containerimage.config.digest")
         root = entry.result.descriptor
+        attestations = pushed.attestations if pushed is not None else ()
+        if self._kept is not None and entry.platform is not None:
+            root, attestations = _entries(self._kept, entry.platform)
         return PlatformResult(
             platform=entry.platform or (image.descriptor.platform if image is not None else None),
             manifest=image.descriptor if image is not None else root,
@@ -393,7 +410,7 @@ class _Run:
                 else None
             ),
             size=image.size if image is not None else None,
-            attestations=pushed.attestations if pushed is not None else (),
+            attestations=attestations,
             ref=entry.request.ref,
             node=self._client.address,
             seconds=entry.result.seconds,
@@ -402,6 +419,15 @@ class _Run:
             provenance=await self.provenance(entry.request.ref),
             response=entry.result.response,
         )
+
+
+def _entries(index: Index, platform: Platform) -> tuple[Descriptor | None, tuple[Descriptor, ...]]:
+    """The image of a platform, as it stands in an index, and what attests to it."""
+    for image in index.images:
+        if image.platform is not None and image.platform.normalized() == platform:
+            attests = str(image.digest)
+            return image, tuple([entry for entry in index.attestations if entry.attests == attests])
+    return None, ()
 
 
 def _joined(group: BaseExceptionGroup[BaseException]) -> BaseException:

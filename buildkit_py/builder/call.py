@@ -102,7 +102,6 @@ async def call(
 
 def _solve_request(checked: Plan, method: str) -> SolveRequest:
     work = checked.joint_work() if checked.platforms else checked.work(None, directories_session="")
-    assert work is not None  # a Dockerfile's frontend takes all platforms at once
     # A frontend that a Dockerfile brings along may answer too; an old one refuses instead of building.
     attrs = {**work.attrs, "requestid": f"frontend.{method}", "frontend.caps": f"{_CAPABILITY}+forward"}
     attrs = {name: value for name, value in attrs.items() if not name.startswith("attest:")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -48,12 +48,20 @@ class GraphPlan(Plan):
         assert platform is not None  # a plan of graphs has platforms
         made = self.definitions[platform]
         # Said by the result and not by an exporter, since attestations are made between the two.
-        metadata = {"refs.platforms": _platforms(made.platform)}
+        metadata = {"refs.platforms": _platforms([made.platform])}
         if made.config is not None:
             metadata["containerimage.config"] = made.config
         # The daemon warns where the result is for another platform than the one that is named here.
         attrs = {**self.attrs, "platform": str(platform)}
         return Work(attrs=attrs, definition=made.definition.to_bytes(), metadata=metadata)
+
+    def joint_work(self) -> Work:
+        made = {str(platform): self.definitions[platform] for platform in self.platforms}
+        metadata = {"refs.platforms": _platforms(self.platforms)}
+        metadata |= {f"containerimage.config/{name}": item.config for name, item in made.items() if item.config}
+        attrs = {**self.attrs, "platform": ",".join(made)}
+        definitions = {name: item.definition.with_cache().to_bytes() for name, item in made.items()}
+        return Work(attrs=attrs, definitions=definitions, metadata=metadata)
 
 
 def plan_graph(request: GraphRequest, own: Platform | None = None) -> GraphPlan:
@@ -85,10 +93,10 @@ def plan_graph(request: GraphRequest, own: Platform | None = None) -> GraphPlan:
     )
 
 
-def _platforms(platform: Platform) -> bytes:
+def _platforms(platforms: Iterable[Platform]) -> bytes:
     """The platforms of a result, as Dockerfiles have them. Source: buildkit, exporter/containerimage/exptypes."""
-    entry = {"ID": str(platform), "Platform": platform.to_oci()}
-    return json.dumps({"Platforms": [entry]}, separators=(",", ":")).encode()
+    entries = [{"ID": str(platform), "Platform": platform.to_oci()} for platform in platforms]
+    return json.dumps({"Platforms": entries}, separators=(",", ":")).encode()
 
 
 def _local(name: str, path: str | os.PathLike[str]) -> Path:

@@ -19,7 +19,7 @@ from buildkit_py.builder.exports import FileExport, Keep
 from buildkit_py.client import connect
 from buildkit_py.digest import Digest
 from buildkit_py.engine import Engine, EngineInfo, find_engine
-from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError
+from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError, RPCError
 from buildkit_py.layout.entries import layout_files
 from buildkit_py.layout.merging import LayoutMerger
 from buildkit_py.oci import (
@@ -63,7 +63,7 @@ class Keeping:
             if engine is None and keep.engine:
                 engine = await asyncio.to_thread(find_engine, keep.context)
             if engine is None:
-                self._store(keep)
+                self._stored.append(keep)
                 continue
             info = await engine.info()
             chosen = self._chosen(info)
@@ -86,6 +86,15 @@ class Keeping:
         roots = [await keep.publish(order) for keep in self._loaded]
         return next((root for root in roots if root is not None), None)
 
+    async def index(self, root: Descriptor | None) -> Index | None:
+        """The index that the daemon keeps, for several platforms; None where there is none, or it does not show it."""
+        if root is None or not root.is_index or not self._joint:
+            return None
+        try:
+            return Index.parse(await self._client.read_blob(root.digest, MAX_MANIFEST_BYTES))
+        except RPCError:  # a daemon before v0.11, or an engine's that is not the one that builds
+            return None
+
     async def discard(self) -> None:
         """Take back what was stored under names that only serve the way there."""
         for keep in self._loaded:
@@ -94,13 +103,6 @@ class Keeping:
     @property
     def _joint(self) -> bool:
         return len(self._plan.platforms) > 1
-
-    def _store(self, keep: Keep) -> None:
-        if self._joint and self._plan.joint_work() is None:
-            raise InvalidOption(
-                "output type=image without push: the daemon cannot join the platforms of a graph; push, or export them"
-            )
-        self._stored.append(keep)
 
     def _image(self, keep: Keep, platform: Platform | None) -> ExporterSpec:
         annotations = self._plan.exports.annotations

@@ -105,7 +105,7 @@ class BuildRequest(CommonRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a daemon is asked to solve for one platform: a frontend with its attributes, or a definition."""
+    """What a daemon is asked to solve: a frontend with its attributes, a definition, or several for one result."""
 
     frontend: str = ""
     attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -113,8 +113,10 @@ class Work:
     inputs: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     """Definitions for the frontend, by name."""
     definition: bytes | None = None
+    definitions: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    """In place of definition, by platform."""
     metadata: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
-    """What the result of a definition says of itself: platform, and how a container of the image starts."""
+    """What the result of definitions says of itself: platforms, and how a container of the image starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +141,9 @@ class Plan(ABC):
     def work(self, platform: Platform | None, *, directories_session: str) -> Work:
         """What makes the result for one platform; the session named has the directories, "" if it is the solve's."""
 
-    def joint_work(self) -> Work | None:
-        """What makes one result of all platforms, which the daemon then joins; None where there is no such thing."""
-        return None
+    @abstractmethod
+    def joint_work(self) -> Work:
+        """What makes one result of all platforms, which the daemon then joins. It runs nothing that has been run."""
 
     def shared_key(self, node_id: str) -> str:
         """Differs wherever a directory served differs: the daemon trusts what it has under the same key.
@@ -170,9 +172,10 @@ class DockerfilePlan(Plan):
             attrs |= {f"local-sessionid:{name}": directories_session for name in names}
         return Work(frontend="dockerfile.v0", attrs=attrs, inputs=self.inputs)
 
-    def joint_work(self) -> Work | None:
-        work = self.work(None, directories_session="")
-        return replace(work, attrs={**work.attrs, "platform": ",".join(map(str, self.platforms))})
+    def joint_work(self) -> Work:
+        attrs = {**self.attrs, "platform": ",".join(map(str, self.platforms))}
+        attrs.pop("no-cache", None)  # whose steps have just been run
+        return Work(frontend="dockerfile.v0", attrs=attrs, inputs=self.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

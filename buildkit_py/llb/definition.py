@@ -247,12 +247,21 @@ class Definition:
 
     def without_cache(self) -> Definition:
         """The same graph, of which every vertex is run even where its result is in the cache."""
+        return self._ignoring_cache(True)
+
+    def with_cache(self) -> Definition:
+        """The same graph, of which no vertex is run whose result is in the cache, whatever it said itself."""
+        return self._ignoring_cache(False)
+
+    def _ignoring_cache(self, ignore: bool) -> Definition:
         if not self._blobs:
             return self
         message = self.to_pb()
         for digest in self._digests[:-1]:
-            message.metadata[digest].ignore_cache = True
-        message.metadata[self.terminal].caps["meta.ignorecache"] = True
+            if message.metadata[digest].ignore_cache != ignore:
+                message.metadata[digest].ignore_cache = ignore
+        if ignore:
+            message.metadata[self.terminal].caps["meta.ignorecache"] = True
         return Definition.parse(message.SerializeToString(deterministic=True))
 
     def __eq__(self, other: object) -> bool:

@@ -14,6 +14,7 @@ from buildkit_py.pb import control_pb2, gateway_pb2
 from buildkit_py.rpc.status import status_of
 
 if TYPE_CHECKING:
+    from buildkit_py.pb import ops_pb2
     from buildkit_py.rpc.connection import Connection
 
 _BUILD_ID = "buildkit-controlapi-buildid"
@@ -28,17 +29,23 @@ def as_gateway(message: control_pb2.SolveRequest) -> gateway_pb2.SolveRequest:
         allowResultReturn=True,
         allowResultArrayRef=True,
     )
-    if message.HasField("Definition"):
-        inner.Definition.CopyFrom(message.Definition)
-        # A frontend imports caches by itself; a graph that is solved for one is given them by it.
-        inner.CacheImports.extend(
-            [gateway_pb2.CacheOptionsEntry(Type=entry.Type, Attrs=entry.Attrs) for entry in message.Cache.Imports]
-        )
-        message.ClearField("Definition")
-    else:
-        inner.FrontendOpt.update(message.FrontendAttrs)
+    inner.FrontendOpt.update(message.FrontendAttrs)
     message.Frontend = ""
     return inner
+
+
+def graph_as_gateway(message: control_pb2.SolveRequest, definition: ops_pb2.Definition) -> gateway_pb2.SolveRequest:
+    """Take what is to be solved out of a request, which then waits for answer(), and say how to solve this instead."""
+    message.ClearField("Definition")
+    return gateway_pb2.SolveRequest(
+        Definition=definition,
+        # A frontend imports caches by itself; a graph that is solved for one is given them by it.
+        CacheImports=[
+            gateway_pb2.CacheOptionsEntry(Type=entry.Type, Attrs=entry.Attrs) for entry in message.Cache.Imports
+        ],
+        allowResultReturn=True,
+        allowResultArrayRef=True,
+    )
 
 
 async def forward(
@@ -55,14 +62,24 @@ async def forward(
 
 
 async def answer(
-    connection: Connection, ref: str, inner: gateway_pb2.SolveRequest, metadata: Mapping[str, bytes]
+    connection: Connection,
+    ref: str,
+    inners: Mapping[str, gateway_pb2.SolveRequest],
+    metadata: Mapping[str, bytes],
 ) -> None:
-    """Solve a definition for the solve ref, which is running or about to, and say of its result what metadata has.
+    """Solve definitions for the solve ref, which is running or about to, and say of its result what metadata has.
 
-    Raises grpc.RpcError where the daemon refuses the definition, and the solve ends with the same. A vertex that
-    fails ends the solve alone, as the daemon builds nothing before it has the answer.
+    The result is one of several platforms, by their ids; or of one, which has the name "". Raises grpc.RpcError where
+    the daemon refuses a definition, and the solve ends with the same. A vertex that fails ends the solve alone, as the
+    daemon builds nothing before it has the answer.
     """
-    result = await _inner(connection, ref, inner)
+    result = gateway_pb2.Result()
+    for platform, inner in inners.items():
+        found = await _inner(connection, ref, inner)
+        if platform:
+            result.refs.refs[platform].CopyFrom(found.ref)
+        else:
+            result.CopyFrom(found)
     result.metadata.update(metadata)
     await _return(connection, ref, gateway_pb2.ReturnRequest(result=result))
 

@@ -291,6 +291,73 @@ async def test_a_layout_has_the_platforms_and_configs(daemon_address: str, tmp_p
         assert (config.platform, config.cmd) == (entry.platform, ("/for",))
 
 
+UUID = ["/bin/sh", "-c", "cat /proc/sys/kernel/random/uuid > /id"]
+
+
+@pytest.mark.parametrize("no_cache", [False, True])
+async def test_what_the_daemon_keeps_of_several_platforms(
+    daemon_address: str, bases: Mapping[str, str], name: str, no_cache: bool
+) -> None:
+    """One image, made of what was just built, as a push has it; steps that are never cached run but once."""
+
+    def graph(platform: Platform) -> llb.State:
+        ran = llb.image(bases["alpine"]).run(UUID, ignore_cache=True)
+        return llb.scratch().copy(ran, "/id", "/id").mkfile("/for", str(platform))
+
+    seen: dict[str, set[str]] = {}
+
+    def on_status(label: str, update: StatusUpdate) -> None:
+        for vertex in update.vertexes:
+            if vertex.name.startswith("/bin/sh") and vertex.completed is not None and not vertex.cached:
+                seen.setdefault(label, set()).add(vertex.digest)
+
+    fields: dict[str, Any] = {
+        "graph": graph,
+        "config": llb.ImageConfig(cmd=["/for"]),
+        "platforms": PLATFORMS[:2],
+        "tags": [name],
+    }
+    async with connect(daemon_address) as client:
+        kept = await build(
+            client,
+            GraphRequest(**fields, no_cache=no_cache, outputs=[ExporterSpec(type="image")]),
+            on_status=on_status,
+        )
+        assert {label: len(digests) for label, digests in seen.items()} == dict.fromkeys(PLATFORMS[:2], 1)
+        assert kept.references == ()
+        assert kept.descriptor is not None
+        raw = await client.read_blob(kept.descriptor.digest, 1 << 20)
+        index = parse_manifest_or_index(raw, kept.descriptor.media_type)
+        assert isinstance(index, Index)
+        assert [str(entry.platform) for entry in index.images] == list(PLATFORMS[:2])
+        assert [entry.attests for entry in index.attestations] == [str(entry.digest) for entry in index.images]
+        layers: set[str] = set()
+        for entry, found in zip(index.images, kept.platforms, strict=True):
+            assert (found.manifest, len(found.attestations)) == (entry, 1)
+            manifest = parse_manifest_or_index(await client.read_blob(entry.digest, 1 << 20), entry.media_type)
+            assert isinstance(manifest, Manifest)
+            config = ImageConfig.parse(await client.read_blob(manifest.config.digest, 1 << 20))
+            assert (config.platform, config.cmd) == (entry.platform, ("/for",))
+            layers |= {str(layer.digest) for layer in manifest.layers}
+        assert len(layers) == 4  # the ids differ
+
+
+async def test_a_platform_that_fails_leaves_nothing_kept(daemon_address: str, bases: Mapping[str, str]) -> None:
+    """Its error is that of any build, and the daemon is not asked to join anything."""
+    labels: set[str] = set()
+
+    def graph(platform: Platform) -> llb.State:
+        state = llb.image(bases["alpine"], platform="linux/amd64").with_platform(platform)
+        return state.run(["/bin/sh", "-c", f"exit {0 if platform.architecture == 'amd64' else 9}"])
+
+    request = GraphRequest(graph=graph, platforms=PLATFORMS[:2], outputs=[ExporterSpec(type="image")])
+    async with connect(daemon_address) as client:
+        with pytest.raises(SolveError, match="exit code: 9") as caught:
+            await build(client, request, on_status=lambda label, _: labels.add(label))
+    assert caught.value.platform == "linux/arm64"
+    assert "" not in labels
+
+
 async def test_a_failure_shows_the_line_of_the_program(
     daemon_address: str, bases: Mapping[str, str], tmp_path: Path
 ) -> None:

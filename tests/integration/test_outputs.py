@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from buildkit_py import BuildRequest, ExporterSpec, build, connect
+from buildkit_py import BuildRequest, CacheSpec, ExporterSpec, build, connect
 from buildkit_py.builder import BuildResult
 from buildkit_py.errors import NotFound, RegistryError, SolveError
 from buildkit_py.oci import Descriptor, Index, Manifest, parse_manifest_or_index
@@ -194,11 +194,44 @@ async def test_one_platform_with_an_annotated_index(daemon_address: str, context
 
 
 async def test_an_image_that_stays_with_the_daemon(daemon_address: str, context: Path) -> None:
-    """Without push, one platform and two: all of it is built and exported, and nothing goes anywhere."""
+    """Without push, one platform and two: all of it is built and exported, and the result says what it is."""
     for platforms in (("linux/amd64",), TWO):
         result = await built(daemon_address, context, "type=image,name=example.com/kept:1", platforms=platforms)
         assert all(entry.total > 0 for entry in result.platforms)
         assert result.references == ()
+        assert result.descriptor is not None
+        async with connect(daemon_address) as client:
+            root = parse_manifest_or_index(await client.read_blob(result.descriptor.digest, 1 << 20))
+        images = root.images if isinstance(root, Index) else (root.descriptor,)
+        assert [entry.manifest.digest for entry in result.platforms if entry.manifest] == [
+            image.digest for image in images
+        ]
+
+
+async def test_without_cache_what_stays_with_the_daemon_is_built_once(
+    daemon_address: str, context: Path, tmp_path: Path, base_images: Mapping[str, str]
+) -> None:
+    """The image that it joins of several platforms has the layers that the other outputs have."""
+    (context / "Dockerfile").write_text("FROM alpine\nRUN cat /proc/sys/kernel/random/uuid > /id\n")
+    result = await built(
+        daemon_address,
+        context,
+        "type=image,name=example.com/once:1",
+        f"type=oci,dest={tmp_path}/layout/",
+        platforms=TWO,
+        build_contexts={"alpine": base_images["alpine"]},
+        cache_to=[CacheSpec(type="inline")],
+        no_cache=True,
+    )
+    blobs = tmp_path / "layout" / "blobs" / "sha256"
+    assert len(result.platforms) == 2
+    for entry in result.platforms:
+        assert entry.manifest is not None
+        async with connect(daemon_address) as client:
+            manifest = parse_manifest_or_index(await client.read_blob(entry.manifest.digest, 1 << 20))
+            assert isinstance(manifest, Manifest)
+            assert "moby.buildkit.cache.v0" in json.loads(await client.read_blob(manifest.config.digest, 1 << 20))
+        assert all((blobs / layer.digest.hex).exists() for layer in manifest.layers)
 
 
 # Files of this machine

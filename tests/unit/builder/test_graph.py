@@ -45,6 +45,27 @@ def test_the_usual_build(tmp_path: Path) -> None:
     assert "FOR=arm64" in config["config"]["Env"]
 
 
+def test_one_result_of_all_platforms(tmp_path: Path) -> None:
+    """Every definition and config by its platform; what has been run is not run again."""
+    states = {"amd64": llb.image("alpine").run("x", ignore_cache=True), "arm64": llb.image("alpine").run("y")}
+    request = GraphRequest(
+        graph=lambda platform: states[platform.architecture],
+        config=lambda platform: llb.ImageConfig(cmd=[platform.architecture]),
+        platforms=["linux/arm64,amd64"],
+        no_cache=True,
+    )
+    work = plan_graph(request).joint_work()
+    assert (work.attrs["platform"], work.definition) == ("linux/arm64,linux/amd64", None)
+    assert list(work.definitions) == ["linux/arm64", "linux/amd64"]
+    for name, data in work.definitions.items():
+        definition = llb.Definition.parse(data)
+        assert str(definition.platform) == name
+        assert not any(vertex.ignore_cache for vertex in definition.vertexes)
+        config = json.loads(work.metadata[f"containerimage.config/{name}"])
+        assert config["config"]["Cmd"] == [name.partition("/")[2]]
+    assert [entry["ID"] for entry in json.loads(work.metadata["refs.platforms"])["Platforms"]] == list(work.definitions)
+
+
 def test_without_platforms_it_is_for_the_daemon() -> None:
     plan = plan_graph(GraphRequest(graph=lambda _: llb.image("alpine")), ARM64)
     assert plan.platforms == (ARM64,)
