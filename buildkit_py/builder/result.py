@@ -41,6 +41,11 @@ class PlatformResult:
     response: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """What the exporters of the solve answered, as it came."""
 
+    @property
+    def digest(self) -> Digest | None:
+        """Of the image manifest; None where no image was exported."""
+        return None if self.manifest is None else self.manifest.digest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
@@ -64,6 +69,11 @@ class BuildResult:
     """What crossed to the daemon: directories, streams, and blobs of layouts and local caches."""
 
     @property
+    def digest(self) -> Digest | None:
+        """Of the root, which is what to pull; None where no image was exported."""
+        return None if self.descriptor is None else self.descriptor.digest
+
+    @property
     def image_id(self) -> str | None:
         """What docker calls the id of the image: the digest of the config, or of the index where there is one.
 
@@ -72,7 +82,7 @@ class BuildResult:
         only = self.platforms[0] if len(self.platforms) == 1 else None
         if only is not None and only.config_digest is not None and not (self.descriptor and self.descriptor.is_index):
             return str(only.config_digest)
-        return None if self.descriptor is None else str(self.descriptor.digest)
+        return None if self.digest is None else str(self.digest)
 
     def metadata(self) -> dict[str, object]:
         """What ``--metadata-file`` writes: docker buildx's keys, and ``buildkit_py.platforms``."""
@@ -104,7 +114,7 @@ class BuildResult:
 
 def _platform_fields(entry: PlatformResult) -> Mapping[str, object]:
     return {
-        "manifest.digest": None if entry.manifest is None else str(entry.manifest.digest),
+        "manifest.digest": None if entry.digest is None else str(entry.digest),
         "config.digest": None if entry.config_digest is None else str(entry.config_digest),
         "size": entry.size,
         "node": entry.node,

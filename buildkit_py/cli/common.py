@@ -144,7 +144,7 @@ async def run_build(args: argparse.Namespace, request: BuildRequest | GraphReque
             "warning: no output was asked for: the result stays in the build cache; use --push, --load or --output",
             file=sys.stderr,
         )
-    digest = None if result.descriptor is None else str(result.descriptor.digest)
+    digest = None if result.digest is None else str(result.digest)
     if args.metadata_file:
         write_text(Path(args.metadata_file), json.dumps(result.metadata(), indent=2) + "\n")
     if args.iidfile and result.image_id is not None:
