@@ -4,14 +4,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export BUILDKIT_PY_PREFIX ?= $(CURDIR)/.cache/prefix
 
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+
 .PHONY: help install servers demo check test test-unit test-daemon test-compat test-slow gen bench clean
 
 help:
 	@grep -E '^# ' Makefile | sed 's/^# //'
 
 $(VENV)/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(CHECK_PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		|| { echo "error: cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test,check]'
@@ -23,7 +25,11 @@ install: $(VENV)/.installed
 servers: install
 	@$(BIN)/python scripts/fetch_servers.py all
 
-demo: install
+# What only root can do is said before anything is downloaded.
+demo:
+	@$(CHECK_PYTHON)
+	@$(PYTHON) scripts/fetch_servers.py --check daemon emulators
+	@$(MAKE) --no-print-directory install
 	@$(BIN)/python scripts/fetch_servers.py daemon registry emulators images
 	@$(BIN)/python scripts/demo.py
 

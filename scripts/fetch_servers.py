@@ -2,6 +2,7 @@
 """Fetch the servers, emulators, peers and base files that demo, tests and benchmarks use.
 
     fetch_servers.py [GROUP ...]      groups: daemon registry ssh emulators images peers compat caches, or all
+    fetch_servers.py --check ...      only says for which of them root is needed and not there
 
 Nearly everything comes from Debian's packages, with apt's own checks of signatures; the services for caches, which
 all leaves out as it does compat, come from npm. Nearly all of it is only unpacked,
@@ -71,7 +72,9 @@ class Package:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join((*ALL, 'compat', 'caches'))}, or all")
-    groups = parser.parse_args(argv).groups or ["all"]
+    parser.add_argument("--check", action="store_true", help="only say what needs root, before anything is downloaded")
+    args = parser.parse_args(argv)
+    groups = args.groups or ["all"]
     wanted = list(dict.fromkeys(ALL if group == "all" else (group,) for group in groups))
     names = list(dict.fromkeys(name for entry in wanted for name in entry))
     for name in names:
@@ -79,10 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"unknown group {name!r}")
     failures = 0
     try:
-        with exclusive():
+        with contextlib.nullcontext() if args.check else exclusive():
             for name in names:
                 try:
-                    GROUPS[name]()
+                    check_root(name)
+                    if not args.check:
+                        GROUPS[name]()
                 except Missing as missing:
                     print(f"missing: {name}: {missing}", file=sys.stderr)
                     failures += 1
@@ -103,6 +108,19 @@ def exclusive() -> Generator[None]:
             print("waiting for another fetch_servers.py", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def check_root(group: str) -> None:
+    """Raise Missing where nothing that could be downloaded helps a user who is not root.
+
+    A daemon of $BUILDKIT_HOST needs neither: emulators are a matter of the machine that it is on.
+    """
+    if os.geteuid() == 0 or os.environ.get("BUILDKIT_HOST"):
+        return
+    if group == "daemon":
+        raise Missing("a private daemon needs root to start: run this as root, or set BUILDKIT_HOST to another daemon")
+    if group == "emulators" and (names := absent_emulators()):
+        raise Missing(f"no emulator for {', '.join(names)}: run this as root, or docker run tonistiigi/binfmt")
 
 
 def fetch_daemon() -> None:
@@ -131,22 +149,23 @@ def fetch_ssh() -> None:
 
 def fetch_emulators() -> None:
     """Handlers for the platforms that this machine does not run itself, with the flag F: containers have those too."""
-    wanted = [name for architecture, name in EMULATORS.items() if architecture != NATIVE]
-    if all(is_enabled(name) for name in wanted):
+    wanted = absent_emulators()
+    if not wanted or os.geteuid() != 0:
         return
-    if os.geteuid() != 0:
-        raise Missing(f"no emulator for {', '.join(wanted)}: run this as root, or docker run tonistiigi/binfmt")
     if not (BINFMT / "register").exists():
         run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)])
     install({"qemu-aarch64-static": "qemu-user-static", "update-binfmts": "binfmt-support"})
     for name in wanted:
-        if not is_enabled(name):
-            # A handler that is there but of no use in containers is replaced.
-            run(["update-binfmts", "--disable", name], may_fail=True)
-            run(["update-binfmts", "--enable", name], may_fail=True)
-    absent = [name for name in wanted if not is_enabled(name)]
-    if absent:
+        # A handler that is there but of no use in containers is replaced.
+        run(["update-binfmts", "--disable", name], may_fail=True)
+        run(["update-binfmts", "--enable", name], may_fail=True)
+    if absent := absent_emulators():
         raise Missing(f"the kernel took no handler for {', '.join(absent)}")
+
+
+def absent_emulators() -> list[str]:
+    """Of the platforms that this machine does not run itself, those without a handler."""
+    return [name for arch, name in EMULATORS.items() if arch != NATIVE and not is_enabled(name)]
 
 
 def is_enabled(name: str) -> bool:

@@ -72,11 +72,13 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "images.lock").open("w") as lock:
+    # A symbolic link may lead to a larger disk, or to what several checkouts share: that is where it all happens.
+    place = IMAGES.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_current():
-            make()
+            make(place)
     print(IMAGES / "alpine")
     print(IMAGES / "golang")
     return 0
@@ -101,12 +103,12 @@ def stamp() -> str:
     )
 
 
-def make() -> None:
+def make(place: Path) -> None:
     """Make both contexts aside and put them in place at once."""
     print("making base images", file=sys.stderr)
     # Readable by all whatever the caller's umask: in the images these are the system's directories.
     os.umask(0o022)
-    fresh = CACHE / "images.new"
+    fresh = place.with_name(f"{place.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     applets = list_applets()
     golang = fresh / "golang"
@@ -121,11 +123,13 @@ def make() -> None:
     (fresh / "alpine" / "Dockerfile").write_text(_ALPINE)
     (golang / "Dockerfile").write_text(_GOLANG)
     (fresh / "stamp.json").write_text(stamp())
-    old = CACHE / "images.old"
+    old = place.with_name(f"{place.name}.old")
+    if old.is_symlink():  # left by earlier versions of this script
+        old.unlink()
     shutil.rmtree(old, ignore_errors=True)
-    if IMAGES.exists():
-        IMAGES.rename(old)
-    fresh.rename(IMAGES)
+    if place.exists():
+        place.rename(old)
+    fresh.rename(place)
     shutil.rmtree(old, ignore_errors=True)
 
 

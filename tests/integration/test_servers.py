@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import runpy
+import shutil
 import ssl
 import subprocess
 import sys
@@ -92,6 +94,52 @@ def test_fetching_off_debian_says_what_to_do(tmp_path: Path) -> None:
     ]
     assert "BUILDKIT_HOST" in done.stderr
     assert not (tmp_path / "prefix").exists()
+
+
+@pytest.mark.parametrize("options", [["--check"], []], ids=["check", "fetch"])
+def test_what_only_root_can_do_is_said_at_once(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Other users are not made to wait for the download of a daemon that they cannot start."""
+    monkeypatch.setattr("os.geteuid", lambda: 65534)
+    monkeypatch.delenv("BUILDKIT_HOST", raising=False)
+    monkeypatch.setenv("BUILDKIT_PY_PREFIX", str(tmp_path / "prefix"))
+    assert runpy.run_path(str(FETCH))["main"]([*options, "daemon"]) == 1
+    assert capsys.readouterr().err.startswith("missing: daemon: a private daemon needs root to start: ")
+    assert not (tmp_path / "prefix").exists()
+
+
+def test_with_a_daemon_of_their_own_users_need_no_root(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Emulators are a matter of the machine that the daemon is on."""
+    monkeypatch.setattr("os.geteuid", lambda: 65534)
+    monkeypatch.setenv("BUILDKIT_HOST", "tcp://daemon.test:1234")
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: "disabled\n")
+    assert runpy.run_path(str(FETCH))["main"](["daemon", "emulators"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_base_images_behind_a_symbolic_link(tmp_path: Path, emulators: None) -> None:
+    """They go where the link leads, again and again; the link stays."""
+    script = FETCH.with_name("make_base_images.py")
+    place = tmp_path / "elsewhere" / "images"
+    link = tmp_path / "checkout" / ".cache" / "images"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(place)
+    (tmp_path / "checkout" / "scripts").mkdir()
+    shutil.copy(script, tmp_path / "checkout" / "scripts")
+    prefix = os.environ.get("BUILDKIT_PY_PREFIX") or str(FETCH.parents[1] / ".cache" / "prefix")
+    command = [sys.executable, str(tmp_path / "checkout" / "scripts" / script.name)]
+    for _ in range(2):
+        done = subprocess.run(
+            command, env={**os.environ, "BUILDKIT_PY_PREFIX": prefix}, capture_output=True, text=True, timeout=100
+        )
+        assert (done.returncode, done.stdout.split()) == (0, [str(link / "alpine"), str(link / "golang")]), done.stderr
+        assert link.readlink() == place
+        assert (place / "alpine" / "Dockerfile").is_file()
+        assert {path.name for path in place.parent.iterdir()} == {"images", "images.lock"}
+        (place / "stamp.json").unlink()  # so that they are made again
 
 
 def test_a_password_of_the_mirror_is_not_shown() -> None:
