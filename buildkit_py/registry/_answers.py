@@ -11,11 +11,11 @@ from buildkit_py.oci import Descriptor
 from buildkit_py.reference import Reference
 from buildkit_py.registry import _http
 from buildkit_py.registry._http import Response
-from buildkit_py.registry._requests import follow
+from buildkit_py.registry._oras import follow
 
 
 def location_of(response: Response) -> str:
-    return follow(response.url, response.headers.get("Location", ""))
+    return follow(response.request.url or "", response.headers.get("Location", ""))
 
 
 def digest_told(response: Response) -> Digest | None:

@@ -16,8 +16,8 @@ from buildkit_py.reference import Reference
 from buildkit_py.registry import _http
 from buildkit_py.registry._http import Response, Transport
 from buildkit_py.registry._operation import Operation, Turns
+from buildkit_py.registry._oras import OrasRegistry
 from buildkit_py.registry._referrers import edited, entry_for, fallback_tag, listed
-from buildkit_py.registry._requests import Requests
 from buildkit_py.registry.auth import pull
 
 _MAX_PAGES = 1000
@@ -33,7 +33,7 @@ class ReferrerLists:
 
     def __init__(
         self,
-        http: Requests,
+        http: OrasRegistry,
         transport: Transport,
         turns: Turns,
         *,

@@ -25,9 +25,8 @@ from buildkit_py.registry.credentials import ANONYMOUS, Credentials, CredentialS
 
 if TYPE_CHECKING:
     # Imported where they are used: the HTTP client costs 100 ms, and parsing needs none.
-    from buildkit_py.registry._http import Response, Transport
+    from buildkit_py.registry._http import Origin, Response, Transport
     from buildkit_py.registry._operation import Operation
-    from buildkit_py.registry._origin import Origin
 
 _LOG = logging.getLogger(__name__)
 

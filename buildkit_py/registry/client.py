@@ -27,13 +27,11 @@ from buildkit_py.reference import Reference
 from buildkit_py.registry import _http
 from buildkit_py.registry._answers import digest_told, head_descriptor, location_of, tags_of, verified
 from buildkit_py.registry._content import BlobReader, Collected, Content, Download, Writer, ended_early, slices
-from buildkit_py.registry._http import CONNECTIONS, Response, Transport
+from buildkit_py.registry._http import CONNECTIONS, Origin, Response, Transport
 from buildkit_py.registry._lists import ReferrerLists
 from buildkit_py.registry._operation import Operation, Turns
-from buildkit_py.registry._oras import RepositoryURLs
-from buildkit_py.registry._origin import Origin
+from buildkit_py.registry._oras import SUCCESS, OrasRegistry, RepositoryURLs
 from buildkit_py.registry._referrers import subject_of
-from buildkit_py.registry._requests import SUCCESS, Requests
 from buildkit_py.registry.auth import Authorizer, everything, merge_scopes, pull, push
 from buildkit_py.registry.config import Mirror, RegistryConfig, RetryPolicy, Timeouts
 from buildkit_py.registry.credentials import CredentialStore, DockerCredentials
@@ -94,7 +92,7 @@ class RegistryClient:
         self._absent: dict[str, int] = {}
         """By repository: of how many blobs in a row it was asked, and had none."""
         self._turns = Turns()
-        self._http = Requests(self.transport, Authorizer(self.transport, store))
+        self._http = OrasRegistry(self.transport, Authorizer(self.transport, store))
         self._lists = ReferrerLists(
             self._http,
             self.transport,

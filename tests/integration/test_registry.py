@@ -176,7 +176,7 @@ async def test_password(guarded: str, caplog: pytest.LogCaptureFixture) -> None:
             with pytest.raises(Unauthorized, match=f"run `docker login {guarded}`"):
                 await registry.tags(repository)
     assert PASSWORD not in caplog.text
-    # The upload URLs of this registry are signed, and what is asked for is logged.
+    # The upload URLs of this registry are signed, and urllib3 logs what it is asked for.
     assert "/v2/a/blobs/uploads/" in caplog.text
     assert "_state" not in caplog.text
 
