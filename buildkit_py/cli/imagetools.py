@@ -10,6 +10,7 @@ from pathlib import Path
 
 from buildkit_py import imagetools
 from buildkit_py.cli.files import check_writable, write_text
+from buildkit_py.cli.parsers import Subcommands
 from buildkit_py.cli.registry import open_registry
 from buildkit_py.errors import InvalidOption
 from buildkit_py.oci import Descriptor
@@ -22,20 +23,22 @@ _ANNOTATION = "index:KEY=VALUE, manifest-descriptor[PLATFORM]:KEY=VALUE or manif
 
 def configure(name: str, parser: argparse.ArgumentParser) -> None:
     """Add the subcommands, spelt as docker buildx spells those that it has."""
-    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    commands = Subcommands(parser, dest="action", metavar="ACTION")
 
-    def command(action: str, help_line: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(action, help=help_line, description=help_line, allow_abbrev=False)
-        made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="print tracebacks")
-        made.add_argument("--concurrency", type=int, default=CONCURRENCY, metavar="N", help="requests at once")
-        return made
+    def command(action: str, help_line: str, arguments: Callable[[argparse.ArgumentParser], None]) -> None:
+        def configure(made: argparse.ArgumentParser) -> None:
+            made.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="print tracebacks")
+            made.add_argument("--concurrency", type=int, default=CONCURRENCY, metavar="N", help="requests at once")
+            arguments(made)
 
-    _inspect_arguments(command("inspect", "print a manifest or an index"))
-    _create_arguments(command("create", "make one index of images that exist"))
-    _copy_arguments(command("copy", "copy an image, byte for byte"))
-    _rm_platform_arguments(command("rm-platform", "take platforms out of an index"))
-    _annotate_arguments(command("annotate", "put annotations into an index and its entries"))
-    _verify_arguments(command("verify", "check that an image is whole"))
+        commands.add(action, help_line, configure)
+
+    command("inspect", "print a manifest or an index", _inspect_arguments)
+    command("create", "make one index of images that exist", _create_arguments)
+    command("copy", "copy an image, byte for byte", _copy_arguments)
+    command("rm-platform", "take platforms out of an index", _rm_platform_arguments)
+    command("annotate", "put annotations into an index and its entries", _annotate_arguments)
+    command("verify", "check that an image is whole", _verify_arguments)
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,10 +11,12 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from buildkit_py.cli import signals
+from buildkit_py.cli.parsers import Parser, Subcommands
 from buildkit_py.errors import (
     BuildKitError,
     InvalidAddress,
@@ -46,25 +48,6 @@ _COMMANDS = {
 """Module and help line by command."""
 _PASSES_ON = frozenset({"run"})
 """Commands that pass on what follows ``--``, as ``args.rest``."""
-
-
-class _Subparsers(Protocol):
-    def add_parser(
-        self,
-        name: str,
-        *,
-        help: str,
-        description: str,
-        parents: Sequence[argparse.ArgumentParser],
-        allow_abbrev: bool,
-    ) -> argparse.ArgumentParser: ...
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything else here does; the whole usage is what --help is for."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help shows what it takes\n")
 
 
 class _CommandModule(Protocol):
@@ -142,23 +125,24 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _C
     group.add_argument("--tlsdir", metavar="DIR", help="directory with ca.pem, cert.pem and key.pem")
     group.add_argument("--tlsservername", metavar="NAME", help="name that the daemon's certificate must have")
     group.add_argument("-D", "--debug", action="store_true", help="print tracebacks")
-    parser = _Parser(
+    parser = Parser(
         prog="buildkit-py",
         description="Native client of BuildKit.",
         parents=[shared],
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=_version())
-    commands = cast("_Subparsers", parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    commands = Subcommands(parser, dest="command", metavar="COMMAND")
     called = {word for word in words if word in _COMMANDS}
     command_word = next((word for word in words if word in _COMMANDS), None)
     rest = words[words.index("--") :] if command_word in _PASSES_ON and "--" in words else ()
     modules: dict[str, _CommandModule] = {}
     for name, (module, help_line) in _COMMANDS.items():
-        command = commands.add_parser(name, help=help_line, description=help_line, parents=[shared], allow_abbrev=False)
+        configure: Callable[[argparse.ArgumentParser], object] | None = None
         if name in called:
             modules[name] = cast("_CommandModule", importlib.import_module(f"buildkit_py.cli.{module}"))
-            modules[name].configure(name, command)
+            configure = partial(modules[name].configure, name)
+        commands.add(name, help_line, configure, parents=[shared])
     return parser, modules, rest
 
 

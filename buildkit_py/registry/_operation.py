@@ -28,6 +28,7 @@ class Operation:
         self._deadline = clock() + seconds
         self._ended = threading.Event()
         self._expired = False
+        self.begun = False
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._parts: list[Operation] = []
@@ -35,6 +36,7 @@ class Operation:
     def begin(self) -> None:
         """Let the time count from now."""
         self._deadline = self._clock() + self._seconds
+        self.begun = True
 
     def part(self) -> Operation:
         """An operation for a second connection of this one, which ends when this one does."""
@@ -144,22 +146,27 @@ class Workers:
         """
         loop = asyncio.get_running_loop()
         operation = Operation(seconds)
-        timers: list[asyncio.TimerHandle] = []
+        timer: asyncio.TimerHandle
 
         def watch() -> None:
-            if operation in self._operations:
-                timers.append(loop.call_later(seconds, operation.expire))
+            # Asked for from here, as waking the loop up for each beginning would cost more than the rest of this.
+            nonlocal timer
+            left = operation.remaining() if operation.begun else seconds
+            if left > 0:
+                timer = loop.call_later(left, watch)
+            else:
+                operation.expire()
 
         def act() -> T:
             # Waiting for a thread is no fault of the registry; whoever is before us has a limit, too.
             operation.begin()
-            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                loop.call_soon_threadsafe(watch)
             return action(operation)
 
+        timer = loop.call_later(seconds, watch)
         try:
             work = self._executor.submit(act)
         except RuntimeError:
+            timer.cancel()
             raise RegistryError("the registry client is closed") from None
         self._operations.add(operation)
         future = asyncio.wrap_future(work)
@@ -177,8 +184,7 @@ class Workers:
             raise
         finally:
             self._operations.discard(operation)
-            for timer in timers:
-                timer.cancel()
+            timer.cancel()
 
     async def close(self) -> None:
         """End what is running and let new calls fail; the threads end by themselves."""
