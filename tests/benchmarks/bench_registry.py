@@ -1,11 +1,12 @@
 """Copies and joins of images, next to oras, skopeo and docker buildx: ``python -m tests.benchmarks.bench_registry``.
 
 Every contender is a process of its own for each run, and they run in turns, each time with another one first; ``warm``
-is the same command in a process that has been used before, as a service has it. Each writes to repositories and
-directories of its own, and what is pushed is new in each run: skopeo remembers where blobs are. A contender that cannot
-do a job is not in that case; a run of a peer that fails is told and not counted. The registry is started for this run;
-through a proxy it looks as if it were 40 ms away.
-Aims: wall at most that of the fastest peer, memory below 60 MB.
+is the same command in a process that has been used before, as a service has it. Each run writes to a repository or a
+directory of its own (a join to a tag of its own, in the repository of the images), and what is pushed is new in each
+run: skopeo remembers where blobs are. A contender that cannot do a job is not in that case; a run of a peer that fails
+is told and not counted. The registry is started for this run; through a proxy it looks as if it were 40 ms away. What
+it was asked for is what its own log says of the last run of each.
+Aims: wall at most that of the fastest peer, memory below 60 MB, and no blob sent where it can be mounted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -52,6 +54,8 @@ class Case:
     repeats: int
     renew: Path | None = None
     """A layout that gets new content before each run."""
+    mounts: bool = False
+    """Whether the registry has all blobs, so that none needs to be sent."""
     settle: bool = False
     """Whether so much is written that the next run must not pay for it."""
 
@@ -60,7 +64,7 @@ class Case:
 class Result:
     case: Case
     samples: dict[str, list[Sample]] = field(default_factory=dict[str, list[Sample]])
-    requests: dict[str, Counter[str]] = field(default_factory=dict[str, "Counter[str]"])
+    requests: dict[str, Sequence[servers.Request]] = field(default_factory=dict[str, Sequence[servers.Request]])
     """Of the last run of each."""
     failures: Counter[str] = field(default_factory=Counter)
     """Runs of peers that did not do the job; their time is not counted."""
@@ -278,7 +282,7 @@ def make_cases(tools: Tools, near: str, far: str) -> dict[str, Callable[[], Case
         commands = dict(tools.copy(source, f"{host}/bench/{name}-{{}}:v1"))
         joined = tools.create(f"{host}/bench/{name}-{{}}:v1", [source], oras=False)
         commands |= {key: value for key, value in joined.items() if key == "buildx"}
-        return Case(name=name, title=title, commands=commands, repeats=7)
+        return Case(name=name, title=title, commands=commands, repeats=7, mounts=True)
 
     away = f"registry {MILLISECONDS} ms away"
     return {
@@ -333,7 +337,7 @@ class Runner:
             renew(case.renew)
         if case.settle:
             os.sync()
-        before = self._registry.asked()
+        before = len(self._asked())
         argv = case.commands[OURS if name == WARM else name](f"{name.lower()}-{self._number}")
         try:
             if name == WARM:
@@ -345,9 +349,26 @@ class Runner:
             print(f"{name}: {error}", file=sys.stderr)
             return None
         finally:
-            result.requests[name] = self._registry.asked() - before
+            result.requests[name] = self._asked()[before:]
             for pulled in self._folder.glob("pulled-*"):
                 shutil.rmtree(pulled)
+
+    def _asked(self) -> Sequence[servers.Request]:
+        """All requests so far; the registry logs a request a moment after it has answered."""
+        asked = self._registry.requests()
+        while True:
+            time.sleep(0.05)
+            before, asked = asked, self._registry.requests()
+            if len(asked) == len(before):
+                return asked
+
+
+def summary(requests: Sequence[servers.Request]) -> str:
+    """How many of each method, and what became of blobs."""
+    methods = Counter(request.method for request in requests)
+    listed = ", ".join(f"{count} {method}" for method, count in sorted(methods.items()))
+    mounted, uploaded = sum(r.mounted for r in requests), sum(r.uploaded for r in requests)
+    return f"{listed} ({mounted} blobs mounted, {uploaded} sent)"
 
 
 def table(result: Result) -> str:
@@ -359,7 +380,7 @@ def table(result: Result) -> str:
             continue
         walls = [sample.wall for sample in samples]
         failed = f"; {result.failures[name]} more FAILED" if result.failures[name] else ""
-        asked = ", ".join(f"{count} {method}" for method, count in sorted(result.requests[name].items()))
+        asked = summary(result.requests[name])
         lines.append(
             f"  {name:7} wall {median(walls):6.3f} s ({min(walls):.3f} to {max(walls):.3f}, {len(walls)} runs), "
             f"cpu {_median(samples, 'cpu'):.3f} s, peak {max(s.peak for s in samples) / 1e6:.0f} MB; "
@@ -368,9 +389,11 @@ def table(result: Result) -> str:
     for name in (OURS, WARM):
         ratio, peer = against_peers(result, name)
         peak = max(sample.peak for sample in result.samples[name])
+        sent = sum(request.uploaded for request in result.requests[name])
         lines.append(
             f"  {name}: wall {ratio:.2f}x of {peer} {'met' if ratio <= 1.0 else 'MISSED'}, "
             f"memory {peak / 1e6:.0f} MB {'met' if peak < MEMORY else 'MISSED'}"
+            + (f", {sent} blobs sent {'MISSED' if sent else 'met'}" if result.case.mounts else "")
         )
     return "\n".join(lines)
 

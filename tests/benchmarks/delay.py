@@ -18,24 +18,25 @@ async def _late(source: asyncio.StreamReader, sink: asyncio.StreamWriter, second
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUED)
 
+    async def read() -> None:
+        while data := await source.read(_CHUNK):
+            await queue.put((loop.time() + seconds, data))
+        await queue.put((loop.time() + seconds, b""))
+
     async def write() -> None:
         while True:
             due, data = await queue.get()
             await asyncio.sleep(due - loop.time())
             if not data:
+                sink.write_eof()
                 return
             sink.write(data)
             await sink.drain()
 
-    writing = asyncio.create_task(write())
-    try:
-        while data := await source.read(_CHUNK):
-            await queue.put((loop.time() + seconds, data))
-        await queue.put((loop.time() + seconds, b""))
-        await writing
-        sink.write_eof()
-    finally:
-        writing.cancel()
+    # The one that fails ends the other, which would wait for it without end.
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(read())
+        tasks.create_task(write())
 
 
 async def _straight(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -46,7 +47,10 @@ async def _straight(source: asyncio.StreamReader, sink: asyncio.StreamWriter) ->
 
 
 async def main(port: int, seconds: float) -> None:
+    serving: set[asyncio.Task[None] | None] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())  # the loop itself keeps no task alive
         try:
             back, forth = await asyncio.open_connection("127.0.0.1", port)
             try:
@@ -59,6 +63,7 @@ async def main(port: int, seconds: float) -> None:
             pass
         finally:
             writer.close()
+            serving.discard(asyncio.current_task())
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)

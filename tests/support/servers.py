@@ -16,7 +16,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import trustme
 
@@ -33,12 +33,30 @@ _HTPASSWD = f"{USERNAME}:$2y$04$2LemDu.5qlE0Gr0qVgdxveGhQ26T5SubDX5QIve7lDQ.bKmk
 _READY_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.02
-_ACCESS = re.compile(rb'"([A-Z]+) /[^"]*HTTP/1\.1"')
+_ACCESS = re.compile(rb'"([A-Z]+) (/[^" ]*) HTTP/1\.1" (\d{3})')
 _LISTENING = re.compile(rb"listening on 127\.0\.0\.1:(\d+)")
 
 
 class Unavailable(Exception):
     """A server that this machine does not have; the text says how to get it."""
+
+
+class Request(NamedTuple):
+    """What a registry was asked for, and what it answered."""
+
+    method: str
+    target: str
+    status: int
+
+    @property
+    def mounted(self) -> bool:
+        """Whether it brought a blob from another repository."""
+        return self.method == "POST" and "mount=" in self.target and self.status == 201
+
+    @property
+    def uploaded(self) -> bool:
+        """Whether it ended the upload of a blob."""
+        return self.method == "PUT" and "/blobs/uploads/" in self.target and self.status == 201
 
 
 @dataclass(kw_only=True)
@@ -54,9 +72,14 @@ class Registry:
     username: str = ""
     password: str = field(default="", repr=False)
 
+    def requests(self) -> list[Request]:
+        """All requests that were answered so far; of a registry with an access log."""
+        found = _ACCESS.findall(self.log.read_bytes())
+        return [Request(method.decode(), target.decode(), int(status)) for method, target, status in found]
+
     def asked(self) -> Counter[str]:
-        """How many requests of each method came so far; of a registry with an access log."""
-        return Counter(match.decode() for match in _ACCESS.findall(self.log.read_bytes()))
+        """How many of them there were of each method."""
+        return Counter(request.method for request in self.requests())
 
     @property
     def url(self) -> str:
