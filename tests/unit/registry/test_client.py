@@ -6,7 +6,9 @@ import asyncio
 import email.utils
 import hashlib
 import io
+import itertools
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_py.digest import Digest
-from buildkit_py.errors import InvalidDigest, InvalidReference, NotFound, RegistryError, Unauthorized
+from buildkit_py.errors import InvalidDigest, InvalidReference, NotFound, ProtocolError, RegistryError, Unauthorized
 from buildkit_py.oci import Descriptor
 from buildkit_py.registry import (
     Credentials,
@@ -32,6 +34,7 @@ from buildkit_py.registry import (
 )
 from buildkit_py.registry._http import Transport, retry_after
 from buildkit_py.registry._operation import Operation
+from buildkit_py.registry.auth import Authorizer
 from buildkit_py.registry.client import ACCEPT, MAX_MANIFEST_BYTES, RegistryClient
 from tests.support.fake_registry import Answer, FakeRegistry, Request, manifest_answer
 from tests.support.memory_registry import MemoryRegistry
@@ -900,3 +903,114 @@ def test_importing_the_package_is_cheap() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Guards whose loss nothing else would show
+
+
+def test_an_upload_that_is_not_needed_is_given_back(fake: FakeRegistry, bench: Bench) -> None:
+    """A registry that would not mount has opened an upload; the blob turns out to be there."""
+    fake.on("POST", r"/v2/a/blobs/uploads/", Answer(status=202, headers={"Location": "/up/1"}))
+    fake.on("HEAD", r"/v2/a/blobs/.*", Answer())
+    fake.on("DELETE", r"/up/1", Answer(status=204))
+    with bench.client() as client:
+        assert not client.push_blob(
+            f"{fake.host}/a", descriptor_of(BLOB), lambda: pytest.fail("opened"), mount_from=f"{fake.host}/b"
+        )
+    assert len(fake.asked("DELETE", "/up/1")) == 1
+
+
+def test_headers_of_a_host_are_not_added_to_redirects(servers: Callable[[], FakeRegistry], bench: Bench) -> None:
+    """The URL of a redirect is complete, signed perhaps; what the host wants of its own clients is not for it."""
+    mine, storage = servers(), servers()
+    config = RegistryConfig(hosts={host: HostConfig(headers={"X-Key": "k"}) for host in (mine.host, storage.host)})
+    mine.on("GET", r"/v2/a/blobs/.*", Answer(status=307, headers={"Location": f"{storage.url}/stored"}))
+    storage.on("GET", "/stored", Answer(body=BLOB))
+    with bench.client(config) as client:
+        assert client.fetch_blob_bytes(f"{mine.host}/a", descriptor_of(BLOB), len(BLOB)) == BLOB
+    assert [request.headers.get("x-key") for request in mine.requests] == ["k"]
+    assert [request.headers.get("x-key") for request in storage.requests] == [None]
+
+
+def test_content_is_closed_where_a_connection_breaks(fake: FakeRegistry, bench: Bench) -> None:
+    """At once, and not when somebody drops the error: it may be a file."""
+    bench.retry = RetryPolicy(attempts=1)
+    content = io.BytesIO(bytes(32 << 20))
+    with socket.create_server(("127.0.0.1", 0)) as breaking:
+
+        def hang_up() -> None:
+            connection, _ = breaking.accept()
+            connection.recv(1)
+            connection.close()
+
+        hanging_up = threading.Thread(target=hang_up)
+        hanging_up.start()
+        uploads(fake, f"http://127.0.0.1:{breaking.getsockname()[1]}/up/1")
+        descriptor = descriptor_of(content.getvalue())
+        with bench.client() as client, pytest.raises(RegistryError) as caught:
+            client.push_blob(f"{fake.host}/a", descriptor, lambda: content)
+        hanging_up.join()
+    assert content.closed
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("http://{host}/stored?sig=secret#secret", "GET http://{host}/stored: HTTP 400"),
+        ("ftp://user:secret@{host}/stored?sig=secret", "ftp://{host}/stored: expected an http or https URL"),
+        ("http://user:secret@{host}/stored", "a URL must not carry credentials"),
+    ],
+)
+def test_what_is_shown_of_a_url(
+    fake: FakeRegistry, bench: Bench, caplog: pytest.LogCaptureFixture, location: str, said: str
+) -> None:
+    """Neither users and passwords nor queries, which may be signed."""
+    elsewhere = Answer(status=307, headers={"Location": location.format(host=fake.host)})
+    fake.on("GET", r"/v2/a/blobs/.*", elsewhere)
+    fake.on("GET", r"/stored", Answer(status=400))
+    with bench.client() as client, caplog.at_level("DEBUG"), pytest.raises(RegistryError) as caught:
+        client.fetch_blob_bytes(f"{fake.host}/a", descriptor_of(BLOB), len(BLOB))
+    assert said.format(host=fake.host) in str(caught.value)
+    assert "secret" not in f"{caught.value} {caplog.text}"
+
+
+def test_content_that_a_descriptor_carries_is_checked(fake: FakeRegistry, bench: Bench) -> None:
+    """None of it is sent."""
+    uploads(fake, "/up/1")
+    wrong = Descriptor(media_type="x/y", digest=Digest.of(b"right"), size=5, data=b"wrong")
+    with bench.client() as client, pytest.raises(ProtocolError, match="has digest"):
+        client.copy_blob("other.example/b", f"{fake.host}/a", wrong)
+    assert {request.body for request in fake.asked("PUT")} <= {b""}
+
+
+@pytest.mark.parametrize(("name", "most"), [("_MAX_PAGES", 3), ("_MAX_TAGS", 2)])
+def test_tag_lists_that_do_not_end(
+    fake: FakeRegistry, bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
+    """By their pages where each says nothing new, else by their tags."""
+    monkeypatch.setattr(f"buildkit_py.registry.client.{name}", most)
+    pages = itertools.count(1)
+
+    def page(_: Request) -> Answer:
+        number = next(pages)
+        tags = ["same"] if name == "_MAX_PAGES" else [f"t{number}"]
+        link = f'</v2/a/tags/list?page={number}>; rel="next"'
+        return Answer(body=json.dumps({"tags": tags}).encode(), headers={"Link": link})
+
+    fake.on("GET", r"/v2/a/tags/list", page)
+    with bench.client() as client, pytest.raises(RegistryError, match="endless list"):
+        client.tags(f"{fake.host}/a")
+    assert len(fake.requests) == most + 1
+
+
+def test_a_token_is_not_used_beyond_its_life(fake: FakeRegistry, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is fetched anew before the registry has to refuse it."""
+    monkeypatch.setattr(Authorizer.__init__, "__kwdefaults__", {"clock": lambda: bench.now})
+    token_server(fake, expires=300)
+    fake.on("GET", r"/v2/.*", protected(fake, manifest_answer(INDEX, INDEX_TYPE)))
+    with bench.client() as client:
+        for bench.now, fetched in ((0.0, 1), (200.0, 1), (299.0, 2)):
+            client.fetch_manifest(f"{fake.host}/a:v1")
+            assert len(fake.asked("GET", "/token")) == fetched
+    assert len(fake.asked("GET", "/v2/")) == 4, "of which the first was refused"

@@ -338,3 +338,10 @@ def test_values_given_pass_the_repository_on(tmp_path: Path) -> None:
     given = StaticCredentials({"x.example": Credentials("x", "p")}, fallback)
     assert look_up(given, "r.example", "team/app").username == "u"
     assert look_up(given, "r.example").username == ""
+
+
+def test_a_config_file_that_is_too_large(tmp_path: Path) -> None:
+    """It is not read into memory, whatever was put in its place."""
+    (tmp_path / "config.json").write_bytes(b"{}" + b" " * (16 << 20))
+    with pytest.raises(Unauthorized, match="larger than"):
+        look_up(store(tmp_path), "r.example")

@@ -281,3 +281,11 @@ def test_all_of_them_fail(home: FakeRegistry, mirror: FakeRegistry) -> None:
     with client(home, mirror) as registry, pytest.raises(RegistryError) as caught:
         registry.fetch_manifest(f"{home.host}/a/b:v1")
     assert caught.value.host == home.host
+
+
+def test_a_plain_mirror_without_certificates_to_check(tmp_path: Path) -> None:
+    """Generators of these files write skip_verify for all; for http it means nothing, as in containerd."""
+    text = '[host."http://mirror.local"]\n  skip_verify = true\n  capabilities = ["pull", "resolve"]\n'
+    config = directory(tmp_path, {"r.example/hosts.toml": text})
+    assert config.reading("r.example")[0] == Mirror("mirror.local")
+    assert config.host("mirror.local") == HostConfig(plain_http=True)

@@ -61,6 +61,18 @@ def test_a_list_of_many_pages_that_is_not_filtered(memory: MemoryRegistry, clien
     assert [request.query for request in memory.requests] == ["artifactType=x%2Fone", "last=2"]
 
 
+def test_a_list_that_is_too_long(
+    memory: MemoryRegistry, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one page or on many: it is not kept in memory to its end."""
+    monkeypatch.setattr("buildkit_py.registry._lists._MAX_REFERRERS", 2)
+    memory.on("GET", LIST, listing(*entries("x/one", "x/two")))
+    assert len(client.referrers(f"{memory.host}/a", SUBJECT.digest)) == 2
+    memory.on("GET", LIST, listing(*entries("x/one", "x/two", "x/three")))
+    with pytest.raises(RegistryError, match="more than 2 referrers"):
+        client.referrers(f"{memory.host}/a", SUBJECT.digest)
+
+
 def test_a_registry_that_keeps_track_and_says_so(memory: MemoryRegistry, client: RegistryClient) -> None:
     def put(request: Request) -> Answer:
         answer = memory.passing(request)

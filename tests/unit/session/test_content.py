@@ -336,3 +336,26 @@ async def test_a_directory_that_cannot_be_written_says_so(tmp_path: Path) -> Non
 def test_only_layouts_are_opened(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match=r"build context x: .* is not an OCI layout directory"):
         open_layout_store(tmp_path, option="build context x")
+
+
+async def test_so_many_writes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a file open; the next one is told to come again."""
+    monkeypatch.setattr("buildkit_py.session.content.MAX_WRITES", 2)
+    daemon = Daemon(tmp_path)
+    going = [daemon.begin() for _ in range(2)]
+    for number, writing in enumerate(going):
+        await writing.ask(action=STAT, ref=f"r{number}")
+    with pytest.raises(CallError, match="is going on") as caught:
+        await daemon.begin().ask(action=STAT, ref="r2")
+    assert caught.value.code is Code.UNAVAILABLE
+    for writing in going:
+        await writing.end()
+    assert await daemon.write(DATA, ref="r2") == DIGEST
+
+
+@pytest.mark.parametrize("ref", ["", "x" * 5000], ids=["none", "long"])
+async def test_a_write_has_a_name(tmp_path: Path, ref: str) -> None:
+    """It is kept as long as the write goes on."""
+    with pytest.raises(CallError, match="must name it") as caught:
+        await Daemon(tmp_path).begin().ask(action=STAT, ref=ref)
+    assert caught.value.code is Code.INVALID_ARGUMENT

@@ -265,6 +265,14 @@ def test_kinds_that_cannot_be_made_are_left_out_and_told(tmp_path: Path) -> None
     assert [text.partition(":")[0] for text in target.export.warnings] == ["'odd' was left out", "'z' was left out"]
 
 
+def test_only_the_first_hundred_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A tree may have any number of what cannot be made: neither the result nor a log is filled with it."""
+    target = DirectoryTarget(tmp_path / "tree")
+    receive(target, [entry(b"%03d" % number, MODE_IRREGULAR | 0o644) for number in range(150)], {})
+    assert [text[1:4] for text in target.export.warnings] == [f"{number:03}" for number in range(100)]
+    assert len(caplog.records) == 100
+
+
 @pytest.mark.parametrize(("major", "minor"), [(-1, 0), (1 << 32, 0), (0, -5), (1, 1 << 60)])
 @pytest.mark.parametrize("kind", [MODE_DEVICE, MODE_NAMED_PIPE])
 def test_device_numbers_that_cannot_be(tmp_path: Path, kind: int, major: int, minor: int) -> None:

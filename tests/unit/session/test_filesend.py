@@ -116,6 +116,18 @@ async def test_a_file_appears_with_the_commit(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out.tar"]
 
 
+async def test_a_file_that_is_still_on_its_way_is_not_committed(tmp_path: Path) -> None:
+    """The solve is over, the stream is not: half a file is none."""
+    target = FileTarget(tmp_path / "out.tar")
+    sink = await target.open({})
+    await sink.write(b"half")
+    with pytest.raises(ExportError, match="completely"):
+        await target.commit()
+    await sink.abort()
+    await target.abort()
+    assert os.listdir(tmp_path) == []
+
+
 async def test_an_aborted_file_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "out.tar").write_bytes(b"old")
     target = FileTarget(tmp_path / "out.tar")
