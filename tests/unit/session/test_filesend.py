@@ -463,6 +463,7 @@ HOSTILE = {
     "double slash": [file(b"a", MODE_DIR), file(b"a//b")],
     "nul": [file(b"a\0b")],
     "long": [file(b"x" * 256)],
+    "deep": [file(b"/".join([b"d" * 250] * depth), MODE_DIR | 0o755) for depth in range(1, 70)],
     "unlisted parent": [file(b"a/b")],
     "symlink as parent": [
         Stat(path=b"a", mode=MODE_SYMLINK | 0o777, linkname=b"../outside"),

@@ -296,6 +296,22 @@ async def test_messages_of_no_sensible_size_end_the_call(tmp_path: Path) -> None
             await forward.methods()[FORWARD_AGENT](ours)
 
 
+async def test_an_agent_that_does_not_take_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon is told, instead of waiting with the step that wants a key."""
+
+    async def hang(path: Path) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio, "open_unix_connection", hang)
+    monkeypatch.setattr("buildkit_py.session.sshforward.CONNECT_SECONDS", 0.05)
+    async with agent_at(tmp_path / "agent"):
+        forward = SSHForward([SSHSpec(paths=[tmp_path / "agent"])])
+        ours, _ = call_pair(FORWARD_AGENT)
+        with pytest.raises(CallError, match="no answer") as caught:
+            await asyncio.wait_for(forward.methods()[FORWARD_AGENT](ours), 10)
+    assert caught.value.code is Code.UNAVAILABLE
+
+
 async def test_an_agent_that_is_gone(tmp_path: Path) -> None:
     """Before the connection and in the middle of it."""
     path = tmp_path / "agent"
