@@ -46,6 +46,7 @@ class Project:
         request = BuildRequest(context=self.context, platforms=platforms, attestations={}, **fields)  # type: ignore[arg-type]
         async with connect(self.address) as client:
             await build(client, request, on_status=note)
+        assert cached, "a build whose steps are not seen shows nothing of caches"
         return cached
 
     async def forget(self) -> None:

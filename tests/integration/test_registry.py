@@ -238,7 +238,7 @@ async def test_tokens(tokened: tuple[str, FakeRegistry]) -> None:
         ):
             with pytest.raises(Unauthorized, match="no credentials are known"):
                 await refused
-    assert all(request.authorization is None for request in tokens.requests)
+    assert {request.authorization for request in tokens.requests} == {None}
 
 
 async def test_a_token_that_ends_while_we_work(registry: servers.Registry, tmp_path: Path) -> None:

@@ -746,3 +746,41 @@ def test_any_stream_is_taken_or_refused(tmp_path: Path, changes: list[tuple[int,
         for entry in layout.index.manifests:
             layout.read(entry)
     (tmp_path / "x.tar").unlink()
+
+
+def test_archives_of_endlessly_many_files(
+    merger: LayoutMerger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that a daemon sends nor one that is read is followed to its end."""
+    files = [(name, content) for name, content in GOOD.files() if content is not None]
+    (tmp_path / "many.tar").write_bytes(archive(files))
+    for module in ("stream", "reading"):
+        monkeypatch.setattr(f"buildkit_py.layout.{module}.MAX_ENTRIES", len(files) - 1)
+    with pytest.raises(ProtocolError, match=f"more than {len(files) - 1} entries"):
+        pour(merger.open_stream(ARM64), archive(files), chunk=700)
+    with pytest.raises(ProtocolError, match=f"more than {len(files) - 1} files"), open_layout(tmp_path / "many.tar"):
+        pytest.fail("opened")
+
+
+def test_a_small_file_that_is_announced_as_a_large_one(merger: LayoutMerger) -> None:
+    """It is refused by its header, before any of it is held in memory."""
+    stream = merger.open_stream(ARM64)
+    with pytest.raises(ProtocolError, match=r"index\.json is 1099511627776 bytes"):
+        stream.write(tarstream.header("index.json", 1 << 40))
+
+
+def test_a_merge_that_fails_leaves_the_index_as_it_was(tmp_path: Path) -> None:
+    """``index.json`` is the last to change: it never names a blob that is not there."""
+    out = tmp_path / "out"
+    for platform, name in ((ARM, "app:1"), (ARM64, "app:2")):
+        with LayoutMerger.create(out) as merger:
+            send(merger, None, export_of(platform).tar())
+            root = merger.finish([None], names=[Reference.parse_normalized(name)])
+            if platform is ARM:
+                merger.publish_directory(out)
+                before = (out / "index.json").read_bytes()
+                continue
+            (out / "blobs" / "sha256" / root.digest.hex).mkdir()  # in the way
+            with pytest.raises(BuildKitError, match="cannot write"):
+                merger.publish_directory(out)
+    assert (out / "index.json").read_bytes() == before

@@ -139,3 +139,11 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
     for read in (Reference.parse, Reference.parse_normalized):
         with contextlib.suppress(BuildKitError):
             assert Reference.parse(str(read(text)))
+
+
+def test_the_longest_name() -> None:
+    """Of domain and path together."""
+    path = "a" * (255 - len("r.example/"))
+    assert Reference.parse(f"r.example/{path}:v1").name == f"r.example/{path}"
+    with pytest.raises(InvalidReference, match="longer than 255"):
+        Reference.parse(f"r.example/{path}a:v1")

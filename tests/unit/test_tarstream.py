@@ -199,3 +199,12 @@ def test_any_bytes_are_read_or_refused(changes: list[tuple[int, bytes]], repair:
             raw[at : at + 512] = with_checksum(bytes(raw[at : at + 512]))
     with contextlib.suppress(BuildKitError):
         read([bytes(raw)])
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_entries_without_content_have_none_whatever_their_size_says(kind: bytes) -> None:
+    """Some writers give links the size of what they lead to; what follows is the next header."""
+    odd = tarfile.TarInfo("odd")
+    odd.type, odd.size = kind, 5
+    (_, second) = read([odd.tobuf(tarfile.USTAR_FORMAT) + written([("file", b"content")])])
+    assert second == ("file", Kind.FILE, b"content")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -134,6 +135,30 @@ async def test_a_pipe_is_read_once_and_remembered() -> None:
         assert list(await asyncio.gather(ask(secrets, "s"), ask(secrets, "s"))) == [VALUE, VALUE]
         assert await ask(secrets, "s") == VALUE
     finally:
+        os.close(reading)
+
+
+async def test_a_pipe_that_drips_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is that of the whole secret, or a step would wait as long as the other end likes."""
+    monkeypatch.setattr("buildkit_py.session.secrets.PIPE_SECONDS", 0.2)
+    reading, writing = os.pipe()
+    ended = threading.Event()
+
+    def drip() -> None:
+        for _ in range(200):
+            os.write(writing, b"x")
+            if ended.wait(0.02):
+                break
+        os.close(writing)
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        with pytest.raises(CallError, match="said nothing for"):
+            await ask(of(file=f"/dev/fd/{reading}"), "s")
+    finally:
+        ended.set()
+        dripping.join()
         os.close(reading)
 
 

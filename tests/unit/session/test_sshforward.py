@@ -28,6 +28,7 @@ from buildkit_py.options import SSHSpec
 from buildkit_py.pb import ssh_pb2
 from buildkit_py.session.attachable import CallError, Code
 from buildkit_py.session.sshforward import CHECK_AGENT, FORWARD_AGENT, MAX_MESSAGE_BYTES, SSHForward
+from buildkit_py.session.sshkeys import MAX_KEY_FILE_BYTES
 from tests.support.calls import MemoryCall, call_pair
 
 LIST = b"\x00\x00\x00\x01\x0b"
@@ -294,6 +295,31 @@ async def test_messages_of_no_sensible_size_end_the_call(tmp_path: Path) -> None
         await daemon.send(ssh_pb2.BytesMessage(data=struct.pack(">L", size)).SerializeToString())
         with pytest.raises(CallError, match="no sensible size"):
             await forward.methods()[FORWARD_AGENT](ours)
+
+
+@pytest.mark.parametrize("size", [0, MAX_MESSAGE_BYTES + 1])
+async def test_an_agent_whose_answer_is_of_no_sensible_size(tmp_path: Path, size: int) -> None:
+    """It is not waited for, nor kept in memory."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(struct.pack(">L", size) + bytes(size))
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, tmp_path / "agent"):
+        forward = SSHForward([SSHSpec(paths=[tmp_path / "agent"])])
+        ours, daemon = call_pair(FORWARD_AGENT)
+        await daemon.send(ssh_pb2.BytesMessage(data=LIST).SerializeToString())
+        with pytest.raises(CallError, match="the ssh agent sent a message of no sensible size"):
+            await forward.methods()[FORWARD_AGENT](ours)
+
+
+def test_a_file_that_is_too_large_for_a_key(tmp_path: Path) -> None:
+    """Not all of it is read, whatever it begins with."""
+    path = write_key(tmp_path / "k", ED25519)
+    path.write_bytes(path.read_bytes() + b"\n" * MAX_KEY_FILE_BYTES)
+    with pytest.raises(InvalidOption, match="is neither the socket of an agent nor a private key"):
+        keys_of(path)
 
 
 async def test_an_agent_that_does_not_take_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
