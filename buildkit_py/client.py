@@ -11,8 +11,8 @@ import json
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
@@ -28,7 +28,7 @@ from buildkit_py.errors import (
     SessionClosed,
     SolveError,
     UnsupportedByDaemon,
-    leaves,
+    sole_error,
 )
 from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.pb import control_pb2, ops_pb2
@@ -408,7 +408,7 @@ class Client:
 
         async with self._asking:
             if self._capabilities is None:
-                with rpc.mapped("ask for the capabilities"), _sole_error():
+                with rpc.mapped("ask for the capabilities"), sole_error():
                     self._capabilities = await gateway.capabilities(self._connection, new_ref())
             return self._capabilities
 
@@ -537,7 +537,7 @@ class Client:
                 on_status(update)
 
         started = time.monotonic()
-        with _sole_error():
+        with sole_error():
             async with asyncio.TaskGroup() as tasks:
                 solving = tasks.create_task(self._outcome(message))
                 acting = [] if frontend is None else [tasks.create_task(_failure(frontend))]
@@ -638,18 +638,6 @@ async def _drain(watching: asyncio.Task[None], silence: _Silence, limit: float) 
 
 def _session_failure(session: Session) -> BuildKitError:
     return session.failure or SessionClosed("the session with the daemon ended before the solve")
-
-
-@contextmanager
-def _sole_error() -> Generator[None, None, None]:
-    """Raise the only error of an exception group as itself."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        errors = leaves(group)
-        if len(errors) != 1:
-            raise
-        raise errors[0] from errors[0].__cause__
 
 
 def check_size(name: str, size: int) -> None:

@@ -23,7 +23,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -268,6 +269,18 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
         else:
             found += leaves(cast("BaseExceptionGroup[BaseException]", error))
     return found
+
+
+@contextmanager
+def sole_error() -> Generator[None, None, None]:
+    """Raise the only error of an exception group as itself; several stay a group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = leaves(group)
+        if len(errors) != 1:
+            raise
+        raise errors[0] from errors[0].__cause__
 
 
 def describe_attempts(attempts: Mapping[str, str] | Sequence[tuple[str, str]]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from buildkit_py.builder.annotations import Annotations
 from buildkit_py.builder.exports import Push
-from buildkit_py.errors import ProtocolError
+from buildkit_py.errors import ProtocolError, sole_error
 from buildkit_py.oci import (
     MAX_CONFIG_BYTES,
     Descriptor,
@@ -63,17 +63,18 @@ async def collect(
     """
     first, *others = (Reference.parse_normalized(name) for name in repositories)
     content = await _fetch(registry, first, root)
-    async with asyncio.TaskGroup() as tasks:
-        if isinstance(content, Manifest):
-            attestations: tuple[Descriptor, ...] = ()
-            reading = [tasks.create_task(_image(registry, first, root, content, platform))]
-        else:
-            attestations = content.attestations
-            reading = [tasks.create_task(_entry(registry, first, entry, platform)) for entry in content.images]
-            for entry in attestations:
-                tasks.create_task(_fetch(registry, first, entry))
-        for repository in others:
-            tasks.create_task(registry.resolve(repository.with_digest(root.digest)))
+    with sole_error():
+        async with asyncio.TaskGroup() as tasks:
+            if isinstance(content, Manifest):
+                attestations: tuple[Descriptor, ...] = ()
+                reading = [tasks.create_task(_image(registry, first, root, content, platform))]
+            else:
+                attestations = content.attestations
+                reading = [tasks.create_task(_entry(registry, first, entry, platform)) for entry in content.images]
+                for entry in attestations:
+                    tasks.create_task(_fetch(registry, first, entry))
+            for repository in others:
+                tasks.create_task(registry.resolve(repository.with_digest(root.digest)))
     if not reading:
         raise ProtocolError(f"{first.name}@{root.digest}: the index that the daemon pushed holds no image")
     return Pushed(

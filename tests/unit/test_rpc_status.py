@@ -50,6 +50,14 @@ def failed(code: grpc.StatusCode, message: str, trailer: bytes | None = None) ->
     return aio.AioRpcError(code, aio.Metadata(), trailers, details=message)
 
 
+def test_only_so_many_sources_are_kept() -> None:
+    """What a frontend attaches to an error is its own affair; 64 places are more than anybody reads."""
+    details = [source(f"f{number}", b"x\n", (1, 1)) for number in range(70)]
+    error = map_solve_error(failed(grpc.StatusCode.UNKNOWN, EXIT_3, status(EXIT_3, *details)), ref="r", platform="")
+    assert isinstance(error, SolveError)
+    assert len(error.sources) == 64
+
+
 @pytest.mark.parametrize(
     ("code", "message", "kind"),
     [

@@ -99,3 +99,10 @@ def test_neither_key_nor_certificates_are_in_the_text(authority: trustme.CA, lea
     )
     assert repr(config) == "TLSConfig(server_name=None)"
     assert repr(config.load()) == "TLSMaterial(server_name=None)"
+
+
+def test_a_file_that_is_too_large_is_not_read(authority: trustme.CA, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_bytes(authority.cert_pem.bytes() + b"\n" * (8 << 20))
+    with pytest.raises(InvalidOption, match=r"TLS ca '.*/ca\.pem' is larger than"):
+        TLSConfig(ca=path).load()

@@ -112,6 +112,7 @@ RUNNER = {
     ("text", "environ", "expected"),
     [
         ("type=gha", {}, None),
+        ("type=gha", {"ACTIONS_RUNTIME_TOKEN": "hunter2"}, None),
         ("type=gha,token=x,url=y", {}, {"token": "x", "url": "y"}),
         ("type=gha", RUNNER, {"token": "hunter2", "url": "https://results", "url_v2": "https://results"}),
         ("type=gha,version=1", RUNNER, {"token": "hunter2", "url": "https://results", "version": "1"}),

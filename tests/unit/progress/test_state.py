@@ -373,15 +373,16 @@ def test_any_vertexes_can_be_folded(updates: list[StatusUpdate]) -> None:
 
 def test_what_one_daemon_says_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vertexes of a solve, statuses of a vertex, and runs of one that begins again and again: the first or last few."""
-    for name in ("_MAX_VERTEXES", "_MAX_STATUSES", "_MAX_INTERVALS"):
+    for name in ("_MAX_VERTEXES", "_MAX_STATUSES", "_MAX_INTERVALS", "_MAX_WARNINGS"):
         monkeypatch.setattr(f"buildkit_py.progress.state.{name}", 3)
     progress = BuildProgress()
     for number in range(5):
         progress.update("", update(vertex(f"v{number}", 0)))
-        progress.update("", update(status("v0", f"s{number}", 1)))
+        progress.update("", update(status("v0", f"s{number}", 1), VertexWarning(digest("v0"), short=b"%d" % number)))
         progress.update("", update(vertex("v1", 10 * number + 1, 10 * number + 2)))
     assert [step.name for step in progress.steps] == ["v0", "v1", "v2"]
     assert [part.id for part in progress.steps[0].statuses()] == ["s0", "s1", "s2"]
+    assert [warning.short for warning in progress.warnings] == [b"0", b"1", b"2"]
     assert progress.steps[1].seconds(at(99)) == 3, "of five runs of a second each"
     # Those that are known go on.
     progress.update("", update(vertex("v2", 0, 1), status("v0", "s1", 2, current=7)))
