@@ -176,7 +176,7 @@ def annotate_entries(
         elif item.level is Level.DESCRIPTOR:
             places = [position for position, entry in enumerate(result) if _concerns(item, entry)]
             if not places:
-                raise ImageError(f"annotation {item}: there is no image for {item.platform}")
+                raise ImageError(f"annotation {item}: there is no image for {item.platform or 'it'}")
             for position in places:
                 entry = result[position]
                 result[position] = entry.with_annotations({**entry.annotations, item.key: item.value})

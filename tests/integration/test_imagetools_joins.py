@@ -1,15 +1,18 @@
 """The index that ``imagetools create`` makes, byte for byte that of docker buildx; and where it is not, why.
 
 Deliberate differences, each with a test below: two sources for one platform are an error; with ``--append`` the new
-image takes the place of the old one; a platform that is asked for and is not there is an error; the version of a
-Windows image comes along; annotations turn a Docker list into an OCI index instead of getting lost; a descriptor that
-says its media type is looked for by its digest alone; an annotation for one platform does not stumble over an entry
-that has none.
+image takes the place of the old one, alone it leaves what is there, and a tag with Docker's types can be appended to;
+a platform that is asked for and is not there is an error; the version of a Windows image comes along; annotations turn
+a Docker list into an OCI index instead of getting lost; a descriptor that says its media type is looked for by its
+digest alone; hosts that an entry's URLs name are not asked; an annotation for one platform does not stumble over an
+entry that has none, finds a platform that is spelt otherwise, and is an error where there is none; an index gets its
+media type.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -43,6 +46,8 @@ class Join:
     """The result is a manifest, not an index."""
     children: int | None = None
     """How many entries the result has, where that is what the case is about."""
+    onto: Document | None = None
+    """What the tag has, to which a join appends; two images where nothing is said."""
     files: dict[str, str] = field(default_factory=dict)
     """Files to write first, by the name that ``{f}/NAME`` refers to."""
 
@@ -74,6 +79,56 @@ NESTED = index(MULTI, ARMV7)
 ARTIFACT = artifact()
 WINDOWS_LIST = index(WINDOWS, image("windows/amd64", os_version="10.0.26100.1"))
 
+_AMD64_WITHOUT_PLATFORM = {key: value for key, value in AMD64.entry.items() if key != "platform"}
+_WINDOWS_PLATFORM = {"os": "windows", "architecture": "amd64", "os.version": "10.0.1", "os.features": ["win32k"]}
+ODDITIES: dict[str, Document] = {
+    "a-list-of-oci-images": index(AMD64, ARM64, docker=True),
+    "an-index-of-docker-images": index(D_AMD64, D_ARM64),
+    "an-index-of-both": index(D_AMD64, ARM64),
+    "nested-twice": index(NESTED, AMD64),
+    "one-platform-twice": index(AMD64, image("linux/amd64", text="other"), ARM64),
+    "one-entry-twice": index(AMD64, AMD64),
+    "no-platform": index(AMD64, ARM64, entries=[_AMD64_WITHOUT_PLATFORM, ARM64.entry]),
+    "an-unknown-platform": index(
+        AMD64,
+        ARTIFACT,
+        entries=[AMD64.entry, {**ARTIFACT.entry, "platform": {"os": "unknown", "architecture": "unknown"}}],
+    ),
+    "an-artifact": index(ARTIFACT),
+    "a-variant": index(V8, AMD64),
+    "features-of-the-os": index(WINDOWS, entries=[{**WINDOWS.entry, "platform": _WINDOWS_PLATFORM}]),
+    "urls": index(AMD64, entries=[{**AMD64.entry, "urls": ["https://example.org/image"]}]),
+    "data": index(AMD64, entries=[{**AMD64.entry, "data": base64.b64encode(AMD64.raw).decode()}]),
+    "unknown-fields": index(AMD64, entries=[{**AMD64.entry, "x-field": {"a": 1}}]),
+    "unknown-fields-of-platforms": index(
+        AMD64,
+        entries=[{**AMD64.entry, "platform": {"os": "linux", "architecture": "amd64", "features": ["sse4"], "z": 1}}],
+    ),
+    "a-type-of-artifact": index(AMD64, entries=[{**AMD64.entry, "artifactType": "application/x-foo"}]),
+    "about-another": index(
+        AMD64,
+        ARM64,
+        raw=json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_INDEX,
+                "artifactType": "application/x-foo",
+                "manifests": [dict(AMD64.entry), dict(ARM64.entry)],
+                "subject": {key: AMD64.entry[key] for key in ("mediaType", "digest", "size")},
+            }
+        ).encode(),
+    ),
+    "nothing": index(raw=json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}).encode()),
+    "no-type": index(
+        AMD64, ARM64, raw=json.dumps({"schemaVersion": 2, "manifests": [dict(AMD64.entry), dict(ARM64.entry)]}).encode()
+    ),
+}
+_OTHERS = (
+    *("linux/riscv64", "linux/s390x", "linux/386", "linux/arm/v5", "linux/arm/v6", "linux/amd64/v2", "linux/arm64/v9"),
+    *("freebsd/amd64", "wasi/wasm"),
+)
+OTHERS = {platform.replace("/", "-"): image(platform) for platform in _OTHERS}
+
 CONTENT: dict[str, Document] = {
     "amd64": AMD64,
     "arm64": ARM64,
@@ -94,6 +149,8 @@ CONTENT: dict[str, Document] = {
     "nested": NESTED,
     "artifact": ARTIFACT,
     "windows-list": WINDOWS_LIST,
+    **ODDITIES,
+    **OTHERS,
 }
 
 
@@ -160,6 +217,35 @@ JOINS = [
     Join("a file", ["{r}:arm64"], ["--file", "{f}/entry.json"], children=2, files={"entry.json": _said(AMD64)}),
     Join("append to a tag", ["{r}:armv7"], ["--append"], children=3),
     Join("append what is there", ["{r}:amd64"], ["--append"], children=2),
+    Join("append to a manifest", ["{r}:arm64"], ["--append"], children=2, onto=SIGNED),
+    Join("append to attestations", ["{r}:attested-arm64"], ["--append"], children=4, onto=ATTESTED_AMD64),
+    Join("two files", [], ["--file", "{f}/1", "--file", "{f}/2"], files={"1": _said(AMD64), "2": _said(ARM64)}),
+    Join("a descriptor with URLs", [_said(ARMV7, urls=["https://example.org/image"]), "{r}:arm64"]),
+    Join("a descriptor with fields of its own", [_said(ARMV7, x=1, artifactType="x/y"), "{r}:arm64"]),
+    Join("a descriptor of size 0", [_said(ARMV7, size=0), "{r}:arm64"]),
+    Join("a descriptor of an index, with annotations", [_said(MULTI, annotations={"a": "b"})]),
+    Join(
+        "a descriptor with another variant",
+        [_said(ARMV7, platform={"os": "linux", "architecture": "arm", "variant": "v6"})],
+    ),
+    Join("two variants of one architecture", ["{r}:linux-amd64-v2", "{r}:amd64"], children=2),
+    Join("many platforms", [f"{{r}}:{tag}" for tag in OTHERS], children=len(OTHERS)),
+    Join("the later annotation of a key", ["{r}:amd64"], ["--annotation", "index:a=1", "--annotation", "index:a=2"]),
+    Join("an empty annotation", ["{r}:amd64"], ["--annotation", "index:a="]),
+    Join("platforms by their other names", ["{r}:multi"], ["-p", "aarch64", "-p", "x86_64"], children=2),
+    Join("a variant that is the default", ["{r}:multi"], ["-p", "linux/arm64/v8"], children=1),
+    *(Join(f"{tag} alone", [f"{{r}}:{tag}"]) for tag in ODDITIES if tag != "urls"),
+    *(Join(f"{tag} and an image", [f"{{r}}:{tag}", "{r}:linux-riscv64"]) for tag in ODDITIES if tag != "urls"),
+    *(
+        Join(f"{tag}, a platform", [f"{{r}}:{tag}"], ["--platform", "linux/amd64"])
+        for tag in ODDITIES
+        if tag not in {"urls", "an-artifact", "features-of-the-os", "no-platform", "no-type", "nothing"}
+    ),
+    *(
+        Join(f"{tag}, annotations", [f"{{r}}:{tag}"], ["--annotation", "index,manifest-descriptor:k=v"])
+        for tag in ODDITIES
+        if tag not in {"urls", "an-index-of-docker-images", "nothing"}
+    ),
 ]
 
 
@@ -192,7 +278,7 @@ class Shelf:
         """A reference that nothing has been written to, but what a join appends to."""
         reference = f"{self.repository}:out-{next(self._numbers)}"
         if "--append" in join.options:
-            asyncio.run(self._put(index(AMD64, ARM64), reference))
+            asyncio.run(self._put(join.onto or index(AMD64, ARM64), reference))
         return reference
 
     async def _put(self, document: Document, reference: str) -> None:
@@ -271,6 +357,80 @@ def test_an_annotation_without_a_level(shelf: Shelf, capsys: pytest.CaptureFixtu
     assert (theirs.returncode, code) == (1, 2)
     assert "not supported yet" in theirs.stderr
     assert "expected index:, manifest: or manifest-descriptor: before KEY=VALUE" in capsys.readouterr().err
+
+
+def test_tags_of_several_repositories(shelf: Shelf) -> None:
+    """One command writes the same to all of them, as buildx does."""
+    theirs, mine = (
+        [f"{shelf.repository}:{who}-1", f"{shelf.repository}:{who}-2", f"{shelf.host}/joins/{who}:3"]
+        for who in ("theirs", "mine")
+    )
+    sources = shelf.words(["{r}:attested-amd64", "{r}:arm64"])
+    shelf.buildx("create", *(word for tag in theirs for word in ("-t", tag)), *sources)
+    assert main(["imagetools", "create", *(word for tag in mine for word in ("-t", tag)), *sources]) == 0
+    assert len({shelf.raw(tag) for tag in (*theirs, *mine)}) == 1
+
+
+@pytest.mark.parametrize("words", [[], ["{r}:linux-riscv64"], ["--platform", "linux/amd64"]], ids=" ".join)
+def test_differs_urls_of_entries(shelf: Shelf, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    """Both keep them. To copy the image buildx asks whatever host they name; here it is the registry that is asked."""
+    theirs, code = both(shelf, "{r}:urls", *words)
+    assert (theirs.returncode, code) == (0, 0)
+    assert capsys.readouterr().out == theirs.stdout
+    assert "https://example.org/image" in theirs.stdout
+    assert main(["imagetools", "create", "-t", f"{shelf.host}/joins/urls:1", *shelf.words(["{r}:urls", *words])]) == 0
+
+
+@pytest.mark.parametrize("document", [D_AMD64, D_LIST], ids=["manifest", "list"])
+def test_differs_append_to_a_docker_tag(shelf: Shelf, capsys: pytest.CaptureFixture[str], document: Document) -> None:
+    """Both mean the same; buildx does not get it past Distribution, which it asks for one type alone."""
+    target = shelf.target(Join("", [], ["--append"], onto=document))
+    words = ["--append", "-t", target, "{r}:armv7"]
+    theirs, code = both(shelf, *words)
+    assert (theirs.returncode, code) == (0, 0)
+    assert capsys.readouterr().out == theirs.stdout
+    assert shelf.try_buildx("create", *shelf.words(words)).returncode == 1
+    assert main(["imagetools", "create", *shelf.words(words)]) == 0
+    assert shelf.raw(target) + b"\n" == theirs.stdout.encode()
+
+
+def test_differs_append_nothing(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the tag has, unchanged; buildx wants another source."""
+    target = shelf.target(Join("", [], ["--append"], onto=ODD))
+    theirs, code = both(shelf, "--append", "-t", target)
+    assert (theirs.returncode, code) == (1, 0)
+    assert capsys.readouterr().out == f"{ODD.raw.decode()}\n"
+
+
+def test_an_annotation_for_nothing(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    _, code = both(shelf, "{r}:nothing", "--annotation", "manifest-descriptor:k=v")
+    assert code == 1
+    assert "annotation manifest-descriptor:k: there is no image for it" in capsys.readouterr().err
+
+
+def test_differs_an_index_without_media_type(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    """buildx makes another one without; some registries (ECR) do not take that."""
+    theirs, code = both(shelf, "{r}:no-type", "--platform", "linux/amd64")
+    assert code == 0
+    kept = json.loads(capsys.readouterr().out)
+    assert kept == {**json.loads(theirs.stdout), "mediaType": OCI_INDEX}
+
+
+def test_differs_a_platform_beside_an_entry_without(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    """buildx keeps entries that name no platform and calls that enough; here the platform itself has to be there."""
+    theirs, code = both(shelf, "{r}:no-platform", "--platform", "linux/amd64")
+    assert (theirs.returncode, code) == (0, 1)
+    assert "there is no image for linux/amd64; there is linux/arm64" in capsys.readouterr().err
+
+
+def test_differs_an_annotation_for_an_equal_platform(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    """buildx does not see that linux/arm64/v8 is linux/arm64, nor that nothing is for linux/s390x."""
+    for platform, expected in (("linux/arm64/v8", 0), ("linux/s390x", 1)):
+        option = f"manifest-descriptor[{platform}]:a=1"
+        theirs, code = both(shelf, "{r}:amd64", "{r}:arm64", "--annotation", option)
+        printed = capsys.readouterr()
+        assert (theirs.returncode, code, "annotations" in theirs.stdout) == (0, expected, False)
+        assert ("annotations" in printed.out) == (expected == 0)
 
 
 def test_differs_two_images_for_one_platform(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
