@@ -72,7 +72,8 @@ class Origin(NamedTuple):
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
-        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        # Other characters would be looked up as those that they resemble: a name that was judged must be the one asked.
+        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not parts.hostname.isascii():
             raise RegistryError(f"{redact(url)}: expected an http or https URL")
         if parts.username is not None or parts.password is not None:
             raise RegistryError(f"{parts.scheme}://{parts.hostname}: a URL must not carry credentials")

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -168,7 +169,7 @@ def check_realm(realm: str, *, host: str, config: RegistryConfig) -> None:
     except ValueError:
         parts, name = urlsplit(""), ""
     where = f"registry {host}: the token server that it names"
-    if parts.scheme not in {"http", "https"} or not name:
+    if parts.scheme not in {"http", "https"} or not name or not name.isascii():
         raise Unauthorized(f"{where} is not an http or https URL", host=host)
     if parts.username is not None or parts.password is not None:
         raise Unauthorized(f"{where} has credentials in its URL", host=host)
@@ -182,13 +183,23 @@ def check_realm(realm: str, *, host: str, config: RegistryConfig) -> None:
 
 
 def is_local(name: str) -> bool:
-    if name.lower().rstrip(".") == "localhost":
-        return True
+    """Whether a host is this machine or on its link, however the resolver lets one write that."""
+    name = name.lower().rstrip(".")
+    address = _address(name)
+    if address is None:
+        return name == "localhost" or name.endswith(".localhost")
+    return address.is_loopback or address.is_link_local or address.is_unspecified
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(name.partition("%")[0])
     except ValueError:
-        return False
-    return address.is_loopback or address.is_link_local or address.is_unspecified
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(name))  # 127.1, 0x7f000001
+        except (OSError, ValueError):
+            return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def fetch_token(

@@ -697,6 +697,29 @@ def test_nothing_of_one_registry_reaches_another(servers: Callable[[], FakeRegis
     assert all(r.authorization and r.authorization.startswith("Basic ") for r in mine_tokens.requests)
 
 
+def test_a_redirect_to_another_registry(servers: Callable[[], FakeRegistry], bench: Bench) -> None:
+    """One registry cannot have what is known of another one used there, headers of its settings included."""
+    mine, other = servers(), servers()
+    challenge = Answer(status=401, challenges=('Basic realm="x"',))
+    other.on(
+        "GET", r"/v2/a/.*", lambda request: manifest_answer(INDEX, INDEX_TYPE) if request.authorization else challenge
+    )
+    mine.on("GET", r"/v2/.*", Answer(status=307, headers={"Location": f"{other.url}/v2/a/manifests/v1"}))
+    hosts = {
+        other.host: HostConfig(headers={"X-Key": "of the other"}),
+        mine.host: HostConfig(headers={"X-Key": "mine"}),
+    }
+    credentials = {other.host: Credentials("u", PASSWORD)}
+    with bench.client_for(credentials, RegistryConfig(hosts=hosts)) as client:
+        client.fetch_manifest(f"{other.host}/a:v1")
+        with pytest.raises(RegistryError, match="401"):
+            client.fetch_manifest(f"{mine.host}/a:v1")
+    *direct, redirected = other.requests
+    assert [bool(request.authorization) for request in direct] == [False, True]
+    assert all(request.headers["x-key"] == "of the other" for request in direct)
+    assert (redirected.authorization, redirected.headers.get("x-key")) == (None, None)
+
+
 def test_redirects_end(fake: FakeRegistry, bench: Bench) -> None:
     fake.on("GET", r".*", Answer(status=302, headers={"Location": "/v2/a/again"}))
     with bench.client() as client, pytest.raises(RegistryError, match="redirects"):
@@ -704,7 +727,10 @@ def test_redirects_end(fake: FakeRegistry, bench: Bench) -> None:
     assert len(fake.requests) == 6
 
 
-@pytest.mark.parametrize("location", ["", "ftp://x/y", "http://u:p@127.0.0.1/x", "http://[bad/"])
+@pytest.mark.parametrize(
+    "location",
+    ["", "ftp://x/y", "http://u:p@127.0.0.1/x", "http://[bad/", "http://caf\N{LATIN SMALL LETTER E WITH ACUTE}/"],
+)
 def test_redirects_to_nowhere(fake: FakeRegistry, bench: Bench, location: str) -> None:
     fake.on("GET", r".*", Answer(status=302, headers={"Location": location}))
     with bench.client() as client, pytest.raises(RegistryError):
