@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -22,6 +23,9 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="buildkit_py.sync", daemon=True)
         self._thread.start()
+        self._held: list[Callable[[], None]] = []
+        """Ways out of what is held, in the order in which it was entered."""
+        atexit.register(self._at_exit)
 
     def call(self, work: Coroutine[object, object, _T]) -> _T:
         """Run work on the loop and wait for it; when the waiting is interrupted, cancel it and wait again.
@@ -94,18 +98,35 @@ class LoopThread:
             await task
 
         value, task = self.call(enter())
+
+        def leave_now() -> None:
+            self.call(end(task))
+
+        self._held.append(leave_now)
         try:
             yield value
         finally:
-            self.call(end(task))
+            if leave_now in self._held:
+                self._held.remove(leave_now)
+                leave_now()
 
     def close(self) -> None:
-        """Stop the loop and end its thread; nothing may run on it any more."""
+        """Stop the loop and end its thread; nothing may run on it any more. Not an error when that has been done."""
+        if self._loop.is_closed():
+            return
+        atexit.unregister(self._at_exit)
         self.call(self._loop.shutdown_asyncgens())
         self.call(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _at_exit(self) -> None:
+        """Leave and close what the program left open, while there are threads: later its wait would never end."""
+        if os.getpid() == self._process:
+            while self._held:
+                self._held.pop()()
+            self.close()
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from buildkit_py.platforms import Platform
 from buildkit_py.progress import StatusUpdate
 from buildkit_py.records import DaemonInfo, UsageRecord, Worker
 from buildkit_py.reference import Reference
-from buildkit_py.registry import CredentialStore, RegistryConfig, Transfer
+from buildkit_py.registry import CopyReport, CredentialStore, RegistryConfig, Transfer
 from buildkit_py.registry.registry import CONCURRENCY
 from buildkit_py.rpc import TLSConfig
 from buildkit_py.session.attachable import Attachable
@@ -68,6 +68,14 @@ class Client:
         """Version of the daemon; None from one older than v0.11."""
         return self._loop.call(self._client.info())
 
+    def capabilities(self) -> frozenset[str]:
+        """What the daemon can do for LLB and frontends, by name."""
+        return self._loop.call(self._client.capabilities())
+
+    def supports(self, capability: str) -> bool:
+        """Whether the daemon has a capability."""
+        return self._loop.call(self._client.supports(capability))
+
     def workers(self, filters: Sequence[str] = ()) -> tuple[Worker, ...]:
         """The daemon's workers, the one that builds first."""
         return self._loop.call(self._client.workers(filters))
@@ -96,6 +104,32 @@ class Client:
                 max_used_space=max_used_space,
                 min_free_space=min_free_space,
             )
+        )
+
+    def recorded_attestations(self, ref: str) -> tuple[Descriptor, ...]:
+        """What the daemon's build history keeps about how a solve of one result was made."""
+        return self._loop.call(self._client.recorded_attestations(ref))
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether the daemon's content store has a blob, now."""
+        return self._loop.call(self._client.has_blob(digest))
+
+    def read_blob(self, digest: Digest, max_bytes: int) -> bytes:
+        """A blob of the daemon's content store, checked."""
+        return self._loop.call(self._client.read_blob(digest, max_bytes))
+
+    def read_file(
+        self,
+        definition: Definition,
+        path: str,
+        *,
+        max_bytes: int,
+        attachables: Sequence[Attachable] = (),
+        on_status: StatusHandler | None = None,
+    ) -> bytes:
+        """Solve a definition and read a file of its result; see :meth:`buildkit_py.client.Client.read_file`."""
+        return self._loop.call(
+            self._client.read_file(definition, path, max_bytes=max_bytes, attachables=attachables, on_status=on_status)
         )
 
     def status(self, ref: str) -> Iterator[StatusUpdate]:
@@ -242,6 +276,24 @@ class Registry:
     def copy_blob(self, source: Reference | str, target: Reference | str, descriptor: Descriptor) -> Transfer:
         """Bring a blob from one repository to another."""
         return self._loop.call(self._registry.copy_blob(source, target, descriptor))
+
+    def copy_manifest(
+        self,
+        source: Reference | str,
+        target: Reference | str,
+        descriptor: Descriptor | None = None,
+        tags: Sequence[str] = (),
+        *,
+        track_subject: bool = True,
+    ) -> CopyReport:
+        """Copy a manifest or index with everything below it, and write the tags."""
+        return self._loop.call(
+            self._registry.copy_manifest(source, target, descriptor, tags, track_subject=track_subject)
+        )
+
+    def warm_up(self, *push_to: Reference | str) -> None:
+        """Be ready for a push to these repositories."""
+        self._loop.call(self._registry.warm_up(*push_to))
 
     def inspect(
         self, location: imagetools.Location | str, *, configs: bool = False, attestations: bool = False
