@@ -6,12 +6,14 @@ import json
 from typing import cast
 
 from buildkit_py.digest import Digest
-from buildkit_py.errors import InvalidDigest, RegistryError
+from buildkit_py.errors import InvalidDigest, RegistryError, Unsupported
 from buildkit_py.oci import Descriptor
 from buildkit_py.reference import Reference
 from buildkit_py.registry import _http
 from buildkit_py.registry._http import Response
 from buildkit_py.registry._oras import follow
+
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
 
 
 def location_of(response: Response) -> str:
@@ -40,6 +42,14 @@ def head_descriptor(response: Response, reference: Reference) -> Descriptor | No
 
 def verified(raw: bytes, response: Response, reference: Reference) -> Descriptor:
     what = f"manifest of {reference.name}"
+    if _http.media_type(response).startswith(_SCHEMA_1):
+        raise Unsupported(
+            f"{reference}: an image in Docker's schema 1, whose bytes differ in each answer and cannot be checked; "
+            "pull it with an engine and push it again",
+            status=response.status_code,
+            host=reference.api_host,
+            repository=reference.path,
+        )
     digest = Digest.of(raw)
     if reference.digest is not None:
         reference.digest.verify(raw, what)

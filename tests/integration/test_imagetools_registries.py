@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import os
 import re
@@ -22,10 +23,10 @@ from buildkit_py.cli.main import main
 from buildkit_py.digest import Digest
 from buildkit_py.errors import NotFound
 from buildkit_py.layout.reading import open_layout
-from buildkit_py.oci import DOCKER_INDEX, OCI_INDEX, Index, Manifest
-from buildkit_py.registry import DockerCredentials, Registry, RegistryConfig
+from buildkit_py.oci import DOCKER_CONFIG, DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, Index, Manifest
+from buildkit_py.registry import DockerCredentials, Registry, RegistryConfig, StaticCredentials
 from tests.support import peers, servers
-from tests.support.contents import Document, artifact, attestation, image, index
+from tests.support.contents import DOCKER_LAYER, Document, artifact, attestation, described, encode, image, index
 from tests.support.token_server import run_token_registry
 
 pytestmark = pytest.mark.daemon
@@ -375,6 +376,46 @@ def test_others_read_what_we_write(place: Place, team: str, tmp_path: Path) -> N
     assert digest == str(Digest.of(raw.encode()))
 
 
+@pytest.mark.parametrize("place", ["plain"], indirect=True)
+@pytest.mark.parametrize("suffix", ["", ".tar"])
+def test_layouts_and_archives_of_each_other(place: Place, team: str, tmp_path: Path, suffix: str) -> None:
+    """On disk, as a directory and as an archive: skopeo and oras copy what we wrote, and we what they wrote."""
+    raw = place.push(attested("linux/amd64", "linux/arm64"), f"{team}:v1").raw.decode()
+    source, mine = place.name(f"{team}:v1"), tmp_path / f"mine{suffix}"
+    place.run("copy", source, f"layout:{mine}:v1")
+    kind = "oci-archive" if suffix else "oci"
+    place.skopeo(
+        "copy", "--all", "--preserve-digests", *place.skopeo_target, f"{kind}:{mine}:v1", f"docker://{source}-skopeo"
+    )
+    place.oras("cp", "--from-oci-layout", f"{mine}:v1", *to(place.oras_plain), f"{source}-oras")
+    for tag in ("skopeo", "oras"):
+        assert place.raw(f"{team}:v1-{tag}").decode() == raw
+        assert json.loads(place.run("verify", "--json", "--full", f"{source}-{tag}"))["ok"]
+
+    theirs = tmp_path / f"skopeo{suffix}"
+    place.skopeo(
+        "copy", "--all", "--preserve-digests", *place.skopeo_source, f"docker://{source}", f"{kind}:{theirs}:v1"
+    )
+    assert place.run("inspect", "--raw", f"layout:{theirs}:v1") == raw
+    place.run("copy", f"layout:{theirs}:v1", f"{source}-back")
+    assert place.raw(f"{team}:v1-back").decode() == raw
+    if not suffix:  # oras writes directories
+        place.oras(
+            "cp",
+            *(f"--from{word.removeprefix('-')}" for word in place.oras_plain),
+            source,
+            "--to-oci-layout",
+            f"{tmp_path}/oras:v1",
+        )
+        place.run("copy", f"layout:{tmp_path}/oras:v1", f"{source}-oras-back")
+        assert place.raw(f"{team}:v1-oras-back").decode() == raw
+
+
+def to(options: list[str]) -> list[str]:
+    """Options of oras for where a copy goes."""
+    return [f"--to{word.removeprefix('-')}" for word in options]
+
+
 def test_we_read_what_others_write(place: Place, team: str, tmp_path: Path) -> None:
     """Docker's types from skopeo; an artifact, one that refers to it, and a nested index from oras."""
     place.push(index(AMD64, ARM64), f"{team}:v1")
@@ -428,3 +469,59 @@ def test_the_settings_of_this_machine_are_the_default(place: Place) -> None:
     """What the library does without arguments is what the command does."""
     assert DockerCredentials().get(place.host).username == place.server.username
     assert RegistryConfig.of_system().scheme(place.host) == ("https" if place.server.ca else "http")
+
+
+def test_images_of_schema_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """skopeo writes one; each command refuses it by that name, and none takes its digest for a forgery."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    content, layer = bytes(10240), gzip.compress(bytes(10240), mtime=0)
+    config = encode(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(content))]},
+            "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "a test"}],
+        }
+    )
+    raw = encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": DOCKER_MANIFEST,
+            "config": described(DOCKER_CONFIG, config),
+            "layers": [described(DOCKER_LAYER, layer)],
+        }
+    )
+    document = Document(
+        raw=raw, media_type=DOCKER_MANIFEST, entry=described(DOCKER_MANIFEST, raw), blobs=(config, layer)
+    )
+    with servers.run_registry(tmp_path / "registry", schema1=True) as server:
+        asyncio.run(_push(server.host, document))
+        old, new = f"{server.host}/old:v1", f"{server.host}/new:v1"
+        plain = ["--src-tls-verify=false", "--dest-tls-verify=false"]
+        skopeo = peers.skopeo()
+        if skopeo is None:
+            pytest.skip("no skopeo found (make servers)")
+        subprocess.run(
+            [skopeo, "copy", *plain, "--format", "v2s1", f"docker://{server.host}/new:v2", f"docker://{old}"],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        commands = [
+            ["inspect", old],
+            ["inspect", "--raw", old],
+            ["create", "-t", new, old],
+            ["copy", old, new],
+            ["verify", old],
+        ]
+        for words in commands:
+            assert main(["imagetools", *words]) == 1
+            assert f"{old}: an image in Docker's schema 1" in capsys.readouterr().err, words
+
+
+async def _push(host: str, document: Document) -> None:
+    async with Registry(credentials=StaticCredentials({})) as registry:
+        await document.push(registry, f"{host}/new", "v2")

@@ -181,12 +181,13 @@ def run_registry(
     client_ca: Path | None = None,
     prefix: str = "",
     deletes: bool = True,
+    schema1: bool = False,
 ) -> Generator[Registry]:
     """A registry with its data below folder; Unavailable where there is no docker-registry.
 
     token holds the settings of authentication by a token server. With access_log its log has a line for each request.
     cache_of is the URL of a registry that it pulls through, client_ca the authority of those that it talks to, prefix
-    the path that stands before its /v2/, deletes whether manifests may be deleted.
+    the path that stands before its /v2/, deletes whether manifests may be deleted, schema1 whether it takes such.
     """
     binary = find_registry()
     if binary is None:
@@ -216,6 +217,7 @@ def run_registry(
         },
         "http": http,
         **({"proxy": {"remoteurl": cache_of}} if cache_of else {}),
+        "compatibility": {"schema1": {"enabled": schema1}},
         **auth,
     }
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML

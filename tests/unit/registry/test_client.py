@@ -34,6 +34,7 @@ from buildkit_py.registry import (
 )
 from buildkit_py.registry._http import Transport, retry_after
 from buildkit_py.registry._operation import Operation
+from buildkit_py.registry._oras import follow
 from buildkit_py.registry.auth import Authorizer
 from buildkit_py.registry.client import ACCEPT, MAX_MANIFEST_BYTES, RegistryClient
 from tests.support.fake_registry import Answer, FakeRegistry, Request, manifest_answer
@@ -718,6 +719,56 @@ def test_a_redirect_to_another_registry(servers: Callable[[], FakeRegistry], ben
     assert [bool(request.authorization) for request in direct] == [False, True]
     assert all(request.headers["x-key"] == "of the other" for request in direct)
     assert (redirected.authorization, redirected.headers.get("x-key")) == (None, None)
+
+
+def test_an_upload_elsewhere(servers: Callable[[], FakeRegistry], bench: Bench) -> None:
+    """Where an upload goes on at another host, that host's wish for authentication is not heard."""
+    home, storage = servers(), servers()
+    home.on("HEAD", r"/v2/.*", Answer(status=404))
+    home.on("POST", r"/v2/.*", Answer(status=202, headers={"Location": f"{storage.url}/up/1"}))
+    realm = f'Bearer realm="{storage.url}/token"'
+    for method in ("PUT", "DELETE"):
+        storage.on(method, "/up/1", Answer(status=401, challenges=(realm,)))
+    storage.on("GET", "/token", Answer(body=b'{"token":"t"}'))
+    known = {host: Credentials("u", PASSWORD) for host in (home.host, storage.host)}
+    with bench.client_for(known) as client:
+        with pytest.raises(RegistryError, match="401"):
+            client.push_blob(f"{home.host}/a", descriptor_of(BLOB), lambda: io.BytesIO(BLOB))
+        home.on("HEAD", r"/v2/.*", Answer(status=200))
+        assert not client.push_blob(
+            f"{home.host}/a", descriptor_of(BLOB), lambda: io.BytesIO(BLOB), mount_from=f"{home.host}/b"
+        )
+    assert [(request.method, request.authorization) for request in storage.requests] == [
+        ("PUT", None),
+        ("DELETE", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "expected"),
+    [
+        ("https://r.example/v2/x", "/v2/y?a=b", "https://r.example/v2/y?a=b"),
+        ("https://r.example/v2/x", "https://cdn.example/y", "https://cdn.example/y"),
+        ("https://r.example/v2/x", "http://r.example/y", "https://r.example/y"),
+        ("https://r.example/v2/x", "//cdn.example/y", "https://cdn.example/y"),
+        ("http://r.example/v2/x", "http://cdn.example/y", "http://cdn.example/y"),
+        ("http://127.0.0.1:5000/v2/x", "http://127.0.0.1:9000/y", "http://127.0.0.1:9000/y"),
+        ("https://r.example/v2/x", "http://cdn.example/y", "without TLS"),
+        ("https://r.example/v2/x", "http://r.example:8080/y", "without TLS"),
+        ("https://r.example:8443/v2/x", "http://r.example/y", "another port without TLS"),
+        ("https://r.example/v2/x", "https://127.0.0.1/y", "address of this machine"),
+        ("http://r.example/v2/x", "http://localhost:9000/y", "address of this machine"),
+        ("http://r.example/v2/x", "http://169.254.169.254/y", "address of this machine"),
+        ("https://r.example/v2/x", "https://[::ffff:127.0.0.1]/y", "address of this machine"),
+        ("https://r.example/v2/x", "https://u:p@r.example/y", "must not carry credentials"),
+    ],
+)
+def test_where_a_registry_may_lead(url: str, location: str, expected: str) -> None:
+    if expected.startswith("http"):
+        assert follow(url, location) == expected
+        return
+    with pytest.raises(RegistryError, match=expected):
+        follow(url, location)
 
 
 def test_redirects_end(fake: FakeRegistry, bench: Bench) -> None:
