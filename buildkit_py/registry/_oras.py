@@ -31,7 +31,7 @@ from buildkit_py.reference import Reference
 from buildkit_py.registry import _http
 from buildkit_py.registry._http import Origin, Response, Transport
 from buildkit_py.registry._operation import Operation
-from buildkit_py.registry.auth import Authorizer, is_local, parse_challenges
+from buildkit_py.registry.auth import Authorizer, is_local, parse_challenges, secrets_of
 from buildkit_py.registry.config import Mirror, is_loopback
 
 Body: TypeAlias = bytes | Callable[[], Generator[bytes]]
@@ -326,12 +326,12 @@ class _Call:
         listed = cast("dict[str, object]", parsed).get("errors") if isinstance(parsed, dict) else None
         items = cast("list[object]", listed) if isinstance(listed, list) else []
         errors = [cast("dict[str, object]", item) for item in items if isinstance(item, dict)]
-        codes = dict.fromkeys(_printable(str(item.get("code", ""))).upper() for item in errors)
-        message = next((_printable(str(item["message"])) for item in errors if item.get("message")), "")
-        secret = (self._sent or "").partition(" ")[2]
-        if secret and secret in message:
-            message = ""  # a registry that repeats our header does not get it into a log
-        return tuple(filter(None, codes))[:8], message
+        secrets = secrets_of(self._sent)
+        # A registry that repeats what we sent does not get it into a log.
+        said = [text for item in errors if (text := str(item.get("message") or "")) and not _any_in(secrets, text)]
+        codes = [text for item in errors if (text := str(item.get("code", ""))) and not _any_in(secrets, text)]
+        unique = dict.fromkeys(_printable(text).upper() for text in codes)
+        return tuple(unique)[:8], _printable(said[0]) if said else ""
 
 
 def follow(url: str, location: str) -> str:
@@ -371,6 +371,10 @@ def _as_body(data: Any, json: Any, headers: dict[str, str]) -> Body | None:
     if data is None or isinstance(data, bytes):
         return data
     raise RegistryError("oras: a body other than bytes was not expected here")
+
+
+def _any_in(secrets: Sequence[str], text: str) -> bool:
+    return any(secret in text for secret in secrets)
 
 
 def _printable(text: str) -> str:

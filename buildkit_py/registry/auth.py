@@ -348,6 +348,14 @@ def basic(credentials: Credentials) -> str:
     return f"Basic {base64.b64encode(pair).decode('ascii')}"
 
 
+def secrets_of(header: str | None) -> tuple[str, ...]:
+    """What of an Authorization header nobody may see: its token, or the password in either of its forms."""
+    scheme, _, secret = (header or "").partition(" ")
+    if scheme != "Basic":
+        return (secret,) if secret else ()
+    return secret, base64.b64decode(secret).decode().partition(":")[2]
+
+
 def credentials_for(store: CredentialStore, host: str, scopes: Iterable[str]) -> Credentials:
     """Look credentials up. Where the store fails, a push does, too; a pull goes on as nobody, with a warning.
 
