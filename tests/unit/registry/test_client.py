@@ -761,6 +761,7 @@ def test_an_upload_elsewhere(servers: Callable[[], FakeRegistry], bench: Bench) 
         ("http://r.example/v2/x", "http://169.254.169.254/y", "address of this machine"),
         ("https://r.example/v2/x", "https://[::ffff:127.0.0.1]/y", "address of this machine"),
         ("https://r.example/v2/x", "https://u:p@r.example/y", "must not carry credentials"),
+        ("https://r.example/v2/x", "https://127.0.0.\N{FULLWIDTH DIGIT ONE}/y", "expected an http or https URL"),
     ],
 )
 def test_where_a_registry_may_lead(url: str, location: str, expected: str) -> None:
