@@ -85,7 +85,7 @@ class SolveRequest:
 
     frontend: str = ""
     """``dockerfile.v0`` or ``gateway.v0``; empty when there is a definition."""
-    frontend_attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    frontend_attrs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     definition: Definition | bytes | None = None
     """A graph, or a serialised ``pb.Definition``; with all else that is asked for at most 16 MiB, which is what daemons
     take."""

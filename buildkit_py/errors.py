@@ -139,13 +139,24 @@ class SourceSnippet:
 
 _WEB_CREDENTIALS = re.compile(r"\b(https?://)[^/\s@]+@")
 _PASSWORD = re.compile(r"(//[^/\s:@]*):[^/\s@]+@(?!sha\d+:)")  # that is a tag and a digest
+# Of URLs that storage services sign, and of what services take for a password.
+_SIGNATURE = re.compile(
+    r"([?&](?:sig|signature|x-(?:amz|goog)-(?:signature|credential|security-token)|(?:access_|private_)?token|password)=)"
+    r"[^&#\s\"']+",
+    re.IGNORECASE,
+)
 
 
 def without_credentials(text: str) -> str:
-    """The text with ``***`` for what URLs in it have of users and passwords: of web servers both, else the password."""
-    if "@" not in text or "//" not in text:
+    """The text with ``***`` for what URLs in it have of users and passwords: of web servers both, else the password.
+
+    So it is for the signatures and tokens of queries.
+    """
+    if "//" not in text:
         return text
-    return _PASSWORD.sub(r"\1:***@", _WEB_CREDENTIALS.sub(r"\1***@", text))
+    if "@" in text:
+        text = _PASSWORD.sub(r"\1:***@", _WEB_CREDENTIALS.sub(r"\1***@", text))
+    return _SIGNATURE.sub(r"\1***", text) if "?" in text else text
 
 
 def _printable(text: str) -> str:

@@ -17,17 +17,19 @@ _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _CACHES = frozenset({"registry", "local", "inline", "gha", "s3", "azblob"})
 
 
-def parse_fields(text: str, *, option: str) -> list[tuple[str, str | None]]:
+def parse_fields(text: str, *, option: str, private: bool = False) -> list[tuple[str, str | None]]:
     """Split ``a=b,"c=d,e",f`` as one CSV record; a field without ``=`` has the value None.
 
-    Keys come back in lower case. Source: docker buildx, option syntax of --output and --cache-to.
+    Keys come back in lower case. Errors repeat the text, unless it is private and may hold credentials.
+    Source: docker buildx, option syntax of --output and --cache-to.
     """
+    shown = option if private else f"{option} {text!r}"
     try:
         rows = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as error:
-        raise InvalidOption(f"{option} {text!r}: {error}") from error
+        raise InvalidOption(f"{shown}: {error}") from error
     if len(rows) != 1:
-        raise InvalidOption(f"{option} {text!r}: expected one line of key=value fields")
+        raise InvalidOption(f"{shown}: expected one line of key=value fields")
     fields: list[tuple[str, str | None]] = []
     for item in rows[0]:
         key, equals, value = item.partition("=")
@@ -108,14 +110,14 @@ class CacheSpec:
     @classmethod
     def parse(cls, text: str) -> CacheSpec:
         """Read ``type=registry,ref=...`` or a bare image reference; raise InvalidOption for anything else."""
-        fields = parse_fields(text, option="cache")
+        fields = parse_fields(text, option="cache", private=True)
         if len(fields) == 1 and fields[0][1] is None and fields[0][0]:
             return cls(type="registry", attrs=MappingProxyType({"ref": fields[0][0]}))
         attrs: dict[str, str] = {}
-        for key, value in fields:
-            # The text is not repeated: it may hold credentials.
+        for position, (key, value) in enumerate(fields, 1):
+            # The text is not repeated: it may hold credentials, and this may be the end of one with a comma in it.
             if value is None:
-                raise InvalidOption(f"cache {key!r}: expected key=value")
+                raise InvalidOption(f"cache: field {position} is not key=value")
             if key in attrs:
                 raise InvalidOption(f"cache: {key} is given twice")
             attrs[key] = value
@@ -131,7 +133,7 @@ class CacheSpec:
         """Read several; one without ``=`` may be a comma-separated list of references, as docker buildx has it."""
         found: list[CacheSpec] = []
         for text in texts:
-            bare = [key for key, value in parse_fields(text, option="cache") if value is None]
+            bare = [key for key, value in parse_fields(text, option="cache", private=True) if value is None]
             found += [cls.parse(name) for name in bare] if "=" not in text else [cls.parse(text)]
         return found
 
@@ -174,10 +176,12 @@ class SecretSpec:
         With ``type=env`` also ``src`` names a variable. Source: docker buildx build --secret.
         """
         found: dict[str, str] = {}
-        for key, value in parse_fields(text, option="secret"):
+        for position, (key, value) in enumerate(parse_fields(text, option="secret", private=True), 1):
             name = {"source": "src"}.get(key, key)
             if value is None or name not in {"id", "src", "env", "type"}:
-                raise InvalidOption(f"secret {key!r}: expected id=..., src=..., env=... and type=file|env")
+                # Not repeated: somebody may have put the secret itself here.
+                expected = "expected id=..., src=..., env=... and type=file|env"
+                raise InvalidOption(f"secret: field {position}: {expected}")
             if name in found:
                 raise InvalidOption(f"secret: {name} is given twice")
             found[name] = value

@@ -28,6 +28,8 @@ _TAG_ONLY = re.compile(_TAG)
 _IDENTIFIER = re.compile(r"[0-9a-f]{64}")
 
 _EXPECTED = "expected [registry/]repository[:tag][@digest]"
+_PASSWORD = re.compile(r"\A[^/@]*:[^/@]*@(?!sha\d+:)")
+"""What somebody may have put before the registry, as in a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,8 @@ def _read(text: str, given: str) -> Reference:
         raise InvalidReference(f"reference {given[:64]!r}...: {len(given)} characters are too long; {_EXPECTED}")
     found = _REFERENCE.fullmatch(text)
     if found is None:
-        raise InvalidReference(f"reference {without_credentials(given)!r}: {_what_is_wrong(given)}")
+        shown = _PASSWORD.sub("***@", without_credentials(given))
+        raise InvalidReference(f"reference {shown!r}: {_what_is_wrong(given)}")
     domain, path, tag, digest = found[1] or "", found[2], found[3], found[4]
     reference = Reference(domain, path, tag, None if digest is None else _read_digest(digest, given))
     if len(reference.name) > _MAX_NAME:

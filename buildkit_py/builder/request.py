@@ -81,7 +81,7 @@ class BuildRequest(CommonRequest):
     Default: ``Dockerfile`` in the context."""
     target: str = ""
     """Stage to build; empty is the last one."""
-    build_args: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    build_args: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     build_contexts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Named contexts by the name that FROM uses: a directory, ``docker-image://REFERENCE``,
     ``oci-layout://PATH[:TAG][@DIGEST]`` (a directory or a tar archive), or the URL of a git repository or file."""

@@ -14,6 +14,7 @@ from typing import TypeAlias, cast
 
 from google.protobuf.message import Message
 
+from buildkit_py.errors import without_credentials
 from buildkit_py.progress.model import (
     NANOSECONDS,
     Position,
@@ -38,7 +39,7 @@ class RawJSONRenderer:
 
     Names get the label of their solve; digests stay as they are. A vertex that several solves share is
     written for each of them, and so are the exports of several solves, whose digests are equal when the
-    solves share a session. Times are the daemon's.
+    solves share a session. Times are the daemon's. URLs lose their passwords, which buildctl would tell.
     """
 
     def __init__(self, output: Output) -> None:
@@ -91,7 +92,7 @@ def _vertex(vertex: Vertex, label: str) -> Json:
     if vertex.inputs:
         value["inputs"] = list(vertex.inputs)
     if name := label_name(label, vertex.name):
-        value["name"] = name
+        value["name"] = without_credentials(name)
     if vertex.started_ns is not None:
         value["started"] = format_time(vertex.started_ns)
     if vertex.completed_ns is not None:
@@ -99,13 +100,13 @@ def _vertex(vertex: Vertex, label: str) -> Json:
     if vertex.cached:
         value["cached"] = True
     if vertex.error:
-        value["error"] = vertex.error
+        value["error"] = without_credentials(vertex.error)
     if vertex.group is not None:
         group: dict[str, Json] = {}
         if vertex.group.id:
             group["id"] = vertex.group.id
         if vertex.group.name:
-            group["name"] = vertex.group.name
+            group["name"] = without_credentials(vertex.group.name)
         if vertex.group.weak:
             group["weak"] = True
         value["progressGroup"] = group
@@ -113,11 +114,11 @@ def _vertex(vertex: Vertex, label: str) -> Json:
 
 
 def _status(status: VertexStatus) -> Json:
-    value: dict[str, Json] = {"id": status.id}
+    value: dict[str, Json] = {"id": without_credentials(status.id)}
     if status.vertex:
         value["vertex"] = status.vertex
     if status.name:
-        value["name"] = status.name
+        value["name"] = without_credentials(status.name)
     if status.total:
         value["total"] = status.total
     value["current"] = status.current
