@@ -101,7 +101,12 @@ class PatternMatcher:
         if inherited is None:
             inherited = self._inherited[parent.flags] = self._inherit(parent.flags)
         # Most paths match no pattern by themselves; one combined test sees that.
-        if self._fast and path not in self._exact and (self._others is None or not self._others(path)):
+        if (
+            self._fast
+            and "\n" not in path
+            and path not in self._exact
+            and (self._others is None or not self._others(path))
+        ):
             return inherited
         return self._evaluate(path, parent.flags, ())
 
@@ -151,7 +156,7 @@ class PatternMatcher:
                         optional = r"(?:(?s:.*)/)?" if value.startswith("/") else r"(?s:.*)"
                         pieces.append(rf"{optional}{rest}\Z")
                     case _:
-                        pieces.append(_to_python(value) + r"\Z")
+                        pieces.append(_bounded(value) + r"\Z")
             if not pieces:
                 return True, frozenset(exact), None
             combined = re.compile("|".join(f"(?:{piece})" for piece in pieces), re.ASCII).match
@@ -226,7 +231,7 @@ def _name_regex(pattern: str) -> re.Pattern[str]:
         char = pattern[at]
         at += 1
         if char == "*":
-            out.append("[^/]*")
+            out.append(_STAR)
         elif char == "?":
             out.append("[^/]")
         elif char == "\\":
@@ -255,7 +260,7 @@ def _name_regex(pattern: str) -> re.Pattern[str]:
                 out.append(r"(?s:.)" if negated else r"(?!)")
         else:
             out.append(re.escape(char))
-    return re.compile("".join(out))
+    return re.compile(_without_detours(out))
 
 
 @lru_cache(maxsize=4096)
@@ -271,11 +276,25 @@ def compile_pattern(pattern: str) -> Test:
             rest = value[1:] if value.startswith("/") else None
             return lambda path: path.endswith(value) or path == rest
         case _:
-            try:
-                regex = re.compile(_to_python(value) + r"\Z", re.ASCII).match
-            except (re.error, OverflowError, RecursionError) as error:
-                raise BadPattern("syntax error in pattern") from error
-            return lambda path: regex(path) is not None
+            return _regex_test(value)
+
+
+def _regex_test(expression: str) -> Test:
+    """The test for one of _classify's expressions."""
+    try:
+        bounded = re.compile(_bounded(expression) + r"\Z", re.ASCII).match
+        plain = re.compile(_to_python(expression) + r"\Z", re.ASCII).match
+    except (re.error, OverflowError, RecursionError) as error:
+        raise BadPattern("syntax error in pattern") from error
+
+    def test(path: str) -> bool:
+        if "\n" not in path:
+            return bounded(path) is not None
+        if expression.count("*") > _MAX_DETOURS:
+            raise BadPattern("too many wildcards for a name with a line break in it")
+        return plain(path) is not None
+
+    return test
 
 
 def _classify(pattern: str) -> tuple[str, str]:
@@ -328,6 +347,87 @@ def _classify(pattern: str) -> tuple[str, str]:
             return kind, "".join(out)
         case _:
             return kind, pattern
+
+
+# Go's regular expressions take time that grows with the text, Python's try every way to share it out among wildcards:
+# five ``**`` took 40 s for one path of 60 directories. Most patterns can do without, as of two ways to match a part of
+# the pattern the shorter one is always as good; an atomic group keeps to the first that is found.
+
+_STAR, _DIRECTORIES = "[^/]*", "(?:.*/)?"
+_MAX_DETOURS = 3
+"""Wildcards of a pattern that has to try every way."""
+_ONE = re.compile(r"\\.|\[(?:\\.|[^\\\]])*\]|[^\\\[*?^().]", re.DOTALL)
+"""What stands for one character, in Python's dialect."""
+_ZERO_WIDTH = frozenset({r"\b", r"\B", r"\A", r"\Z"})
+
+
+def _bounded(expression: str) -> str:
+    """_to_python() without needless ways to match. Not for paths with line breaks, at which ``.`` stops.
+
+    Raises BadPattern where many would remain.
+    """
+    plain = _to_python(expression)
+    sections = _sections(plain)
+    if sections is None:
+        if plain.count("*") > _MAX_DETOURS:
+            raise BadPattern("too many wildcards beside what may stand for a slash")
+        return plain
+    *before, last = sections
+    first = True
+    out: list[str] = []
+    for section in before:
+        if section or first:
+            step = "" if first else "(?:.*?/)??"
+            out.append(f"(?>{step}{_without_detours(section, last=False)})")
+        first = False
+    if before:
+        out.append(_DIRECTORIES)
+    return "".join([*out, _without_detours(last)])
+
+
+def _sections(plain: str) -> list[list[str]] | None:
+    """What stands between the ``**/`` of a pattern: stars, and characters one by one; None where it is not so simple.
+
+    No character but a slash may be one, and what comes before a ``**/`` ends with a slash or is nothing: how much of a
+    path it takes then depends on nothing but its number of slashes.
+    """
+    sections: list[list[str]] = [[]]
+    at = 1  # behind the "^"
+    while at < len(plain):
+        if plain.startswith(_DIRECTORIES, at):
+            if sections[-1] and sections[-1][-1] != "/":
+                return None
+            sections.append([])
+            at += len(_DIRECTORIES)
+        elif plain.startswith(_STAR, at):
+            sections[-1].append(_STAR)
+            at += len(_STAR)
+        elif plain[at:] == ".*":
+            sections[-1].append(".*")
+            at += 2
+        else:
+            one = _ONE.match(plain, at)
+            if one is None or one[0] in _ZERO_WIDTH or plain[one.end() : one.end() + 1] in {"*", "?"}:
+                return None
+            if one[0] != "/" and re.match(one[0], "/", re.ASCII):
+                return None
+            sections[-1].append(one[0])
+            at = one.end()
+    return sections
+
+
+def _without_detours(items: Sequence[str], *, last: bool = True) -> str:
+    """Stars and characters; each star takes as little as it can, but for the last one where the end has to fit."""
+    parts: list[list[str]] = [[]]
+    for item in items:
+        if item == _STAR:
+            parts.append([])
+        else:
+            parts[-1].append(item)
+    head, *rest = ("".join(part) for part in parts)
+    loose = rest.pop() if rest and last else None
+    middle = "".join(f"(?>[^/]*?{part})" for part in rest)
+    return head + middle + ("" if loose is None else _STAR + loose)
 
 
 _SAME_ESCAPES = frozenset("dDwWsSbBAaftnrvx01234567")

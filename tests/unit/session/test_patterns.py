@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from buildkit_py.session import patterns
 from buildkit_py.session.patterns import (
     BadPattern,
     Matched,
     PatternMatcher,
     clean,
+    compile_pattern,
     has_wildcard,
     literal_prefixes,
     match_name,
@@ -147,3 +150,47 @@ def test_has_wildcard() -> None:
 def test_literal_prefixes() -> None:
     assert literal_prefixes(["a/b", "c/**", "d/*"]) == ["a/b/", "c/", "d/"]
     assert literal_prefixes(["a", "b*c"]) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("**/a/**/a/**/a/**/a/**/a/**/b", "/".join("a" * 400)),
+        ("**/**/**/**/**/**/**/**/b", "/".join("a" * 400)),
+        ("*a*a*a*a*a*a*a*a*b", "a" * 250),
+        ("**/*a*a*a*a*a/**/*a*a*a*a*b", "/".join(["a" * 100] * 20)),
+        ("*[a-z]*[a-z]*[a-z]*[a-z]*[a-z]*0", "a" * 250),
+    ],
+)
+def test_no_pattern_takes_long(pattern: str, path: str) -> None:
+    """A .dockerignore may come with a stranger's sources, and the walk holds the interpreter's lock meanwhile."""
+    begun = time.process_time()
+    assert not PatternMatcher([pattern]).matches(path)
+    assert not PatternMatcher([pattern]).match_below(path, Matched(False, (False,))).matched
+    assert not match_name(pattern.replace("**/", "*"), "a" * 250)
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(("pattern", "path"), [("*[^b]*[^b]*[^b]*[^b]*", "a" * 250), ("*a*a*a*a*b", "a\n" * 100)])
+def test_patterns_that_would_take_long_are_refused(pattern: str, path: str) -> None:
+    with pytest.raises(BadPattern, match="too many wildcards"):
+        PatternMatcher([pattern]).matches(path)
+
+
+_PIECES = ["a", "b", "/", "/", "*", "?", "**", "**/", "/**/", "[ab]", "[^a]", ".", r"\d", "[a-z]", r"\*", "x"]
+
+
+@given(
+    st.lists(st.sampled_from(_PIECES), min_size=1, max_size=8).map("".join),
+    st.lists(st.text("aabx.1\n", max_size=4), min_size=1, max_size=6).map("/".join),
+)
+@settings(max_examples=1000)
+def test_fewer_ways_to_match_find_the_same(pattern: str, path: str) -> None:
+    kind, expression = patterns._classify(clean(pattern))
+    assume(kind == "regexp")
+    try:
+        expected = re.compile(patterns._to_python(expression) + r"\Z", re.ASCII).match(path) is not None
+        found = compile_pattern(clean(pattern))(path)
+    except (BadPattern, re.error):
+        return
+    assert found is expected
