@@ -35,6 +35,8 @@ QUEUED_BYTES = 4 << 20
 """Received and not yet written, for each call; the daemon waits when it is more."""
 WRITE_BYTES = 1 << 20
 """Of a stream, written in one go."""
+_MESSAGE_BYTES = 64
+"""What a message takes beside its content; there are empty ones too."""
 CLOSE_SECONDS = 5.0
 """How long a call that has failed waits for what it is just writing."""
 
@@ -131,7 +133,7 @@ class _Inbox:
         """Until the daemon half-closes. Raises what receive() raises."""
         while (message := await self._call.receive()) is not None:
             self._messages.append(message)
-            self._size += len(message)
+            self._size += len(message) + _MESSAGE_BYTES
             self._changed.set()
             while self._size > QUEUED_BYTES:
                 await self._wait()
@@ -147,7 +149,7 @@ class _Inbox:
 
         Nothing once it has half-closed and everything is taken.
         """
-        while self._size < at_least and not self._ended and (at_least > 1 or not self._messages):
+        while self._size < at_least and not self._ended:
             await self._wait()
         messages = list(self._messages)
         self._messages.clear()

@@ -57,6 +57,9 @@ _CONNECTION_CREDIT_STEP = CONNECTION_WINDOW // 4
 _STREAM_QUANTUM = 64 << 10
 """Bytes of one stream before the next one has its turn."""
 
+_MAX_PARTS = 64
+"""Of one message; each keeps all of what it came with in memory."""
+
 _SMALL = 8 << 10
 """Messages under this size are copied together; larger ones go out as they are."""
 
@@ -400,9 +403,12 @@ class GrpcCore:
             return Code.RESOURCE_EXHAUSTED, "too much is waiting to be handled"
         if stream.missing:
             if size < stream.missing:
-                stream.parts.append(payload)
-                stream.parts_size += size
-                stream.missing -= size
+                if size:
+                    stream.parts.append(payload)
+                    stream.parts_size += size
+                    stream.missing -= size
+                    if len(stream.parts) > _MAX_PARTS:
+                        _gather(stream.parts)
                 return None
             position = stream.missing
             stream.parts.append(payload[:position])
@@ -658,6 +664,13 @@ def is_grpc(metadata: Iterable[tuple[str, str]]) -> bool:
         if name == "content-type":
             return value == CONTENT_TYPE or value.startswith((CONTENT_TYPE + "+", CONTENT_TYPE + ";"))
     return False
+
+
+def _gather(parts: list[_Buffer]) -> None:
+    """Copy many parts into one, which grows, so that each byte is copied once or twice and not with every part."""
+    first = parts[0] if isinstance(parts[0], bytearray) else bytearray(parts[0])
+    first += b"".join(parts[1:])
+    parts[:] = [first]
 
 
 def _refuse_flag(flag: int, metadata: Iterable[tuple[str, str]]) -> tuple[Code, str]:

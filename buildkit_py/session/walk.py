@@ -306,13 +306,14 @@ class _Walk:
     def _reopen(self, directory: _Directory) -> Folder:
         """Open a directory again, with the entries that were not looked at."""
         path = directory.prefix[:-1]
+        folder: Folder = _NOTHING
         try:
             folder = directory.folder = self._tree.open(path)
             directory.entries = _sorted(entry for entry in folder.scan() if _encoded(entry) > directory.current)
         except OSError as error:
             if error.errno not in _GONE:
                 raise _walk_error(path, error) from error
-            folder, directory.entries = _NOTHING, iter(())
+            directory.entries = iter(())
         return folder
 
     def _emit_parents(self) -> None:

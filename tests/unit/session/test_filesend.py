@@ -610,3 +610,27 @@ async def test_delete_removes_what_is_not_exported(tmp_path: Path) -> None:
     await serving
     assert sorted(str(path.relative_to(destination)) for path in destination.rglob("*")) == ["dir", "dir/new"]
     assert (outside / "safe").exists()
+
+
+async def test_messages_without_content_are_counted_too() -> None:
+    """A daemon could else fill the memory with what is nothing to write."""
+    target = Slow()
+    taken = 0
+
+    class Endless(MemoryCall):
+        async def receive(self) -> bytes | None:
+            nonlocal taken
+            taken += 1
+            if not taken % 1000:
+                await asyncio.sleep(0)
+            return b""
+
+    call, _ = call_pair(DIFF_COPY, [("buildkit-attachable-exporter-id", "0")])
+    endless = Endless.__new__(Endless)
+    endless.__dict__.update(call.__dict__)
+    serving = asyncio.ensure_future(FileSend({0: target}).methods()[DIFF_COPY](endless))
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert taken < 200_000
+    serving.cancel()
+    await asyncio.wait([serving])

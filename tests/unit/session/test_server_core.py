@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterable
 from itertools import pairwise
 from random import Random
@@ -325,6 +326,25 @@ def test_more_headers_than_the_limit_end_the_connection_not_the_process() -> Non
     reader = Reader()
     reader.feed(client.data_to_send())
     assert isinstance(reader.failure, ProtocolError)
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_a_message_in_many_frames_takes_the_memory_of_its_bytes(content: bytes) -> None:
+    """Frames without content are free for the daemon, and one of a byte keeps all that came with it."""
+    reader = Reader()
+    reader.feed(recorded([], end=False))
+    reader.feed(DataFrame(1, b"\0" + (1 << 20).to_bytes(4, "big") + b"begun").serialize())
+    frame = DataFrame(1, content).serialize()
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            reader.feed(frame * 1000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 << 20
+    reader.feed(DataFrame(1, bytes((1 << 20) - 5 - 100_000 * len(content))).serialize())
+    assert reader.messages == [b"begun" + content * 100_000 + bytes((1 << 20) - 5 - 100_000 * len(content))]
 
 
 # Fuzz: whatever comes, the core returns events and stays in bounds.

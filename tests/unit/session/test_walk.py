@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -313,6 +314,28 @@ def test_attributes_are_those_of_the_directory_that_was_opened(tmp_path: Path, o
 
     found = {entry.path: entry.xattrs for entry in stats(Watched(root, swap))}
     assert found[b"dir/a"] == {b"user.public": b"public"}
+
+
+def test_nothing_stays_open_of_a_directory_that_goes_when_it_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems tell of it only when its entries are read."""
+    monkeypatch.setattr("buildkit_py.session.walk.OPEN_DIRECTORIES", 1)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "c").write_bytes(b"")
+    scans = 0
+
+    def vanish(now: str, path: bytes) -> None:
+        nonlocal scans
+        if (now, path) == ("scan", b"a"):
+            scans += 1
+            if scans == 2:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    before = len(os.listdir("/proc/self/fd"))
+    assert paths(Watched(tmp_path, vanish)) == [b"a", b"a/b"]
+    assert scans == 2
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_trees_may_be_deeper_than_directories_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
