@@ -1,7 +1,8 @@
 """A private socket in front of a stream that gRPC cannot open by itself.
 
 gRPC dials unix and TCP sockets and nothing else. For all other ways to a daemon, a bridge listens on a unix
-socket that only we can reach, and joins each connection made to it to a stream that an :data:`Opener` opens.
+socket that only this process gets anything from, and joins each connection made to it to a stream that an
+:data:`Opener` opens.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import secrets
 import socket
 import ssl
+import struct
+import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Sequence
+import urllib.parse
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from buildkit_py.errors import ConnectFailed
+from buildkit_py.errors import ConnectFailed, leaves
 from buildkit_py.rpc.address import Address
 
 logger = logging.getLogger(__name__)
@@ -32,6 +38,7 @@ LINGER_SECONDS = 5.0
 _UPGRADE = b"POST /grpc HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n"
 _MAX_HEAD_BYTES = 16 << 10
 _MAX_REASON_BYTES = 4 << 10
+_credentials = struct.Struct("3i")  # of the process at the other end: pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +56,65 @@ Opener: TypeAlias = Callable[[], AbstractAsyncContextManager[Stream]]
 
 
 @contextlib.asynccontextmanager
-async def open_bridge(opener: Opener) -> AsyncGenerator[Path, None]:
-    """Listen on a unix socket in a folder of our own, and yield its path; all is gone at the end.
+async def open_bridge(opener: Opener) -> AsyncGenerator[str, None]:
+    """Listen on a unix socket, and yield what gRPC is to dial; all is gone at the end, however the process ends.
 
     The first stream is opened at once, so that ConnectFailed says why there is none. When a later one cannot
-    be opened, its connection is closed, and whoever made it can try again.
+    be opened, its connection is closed, and whoever made it can try again. What else an opener raises is raised here
+    too, at the end if not at once.
     """
     with contextlib.ExitStack() as stack:
-        # mkdtemp makes it 0700; the default folder may be too long a path for a socket.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bk-", dir=_short_tmp())))
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         listener.setblocking(False)
-        path = folder / "s"
-        listener.bind(str(path))
+        target = _bind(listener, stack)
         listener.listen(8)
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # No task group around the yield: it would wrap errors of the caller's body in ExceptionGroups.
         serving = asyncio.create_task(_serve(listener, opener, opened))
         try:
-            await opened
-            yield path
+            await asyncio.wait((serving, opened), return_when=asyncio.FIRST_COMPLETED)
+            if opened.done():
+                opened.result()
+                yield target
         finally:
             serving.cancel()
+            opened.cancel()
             await asyncio.wait([serving], timeout=LINGER_SECONDS)
+        if serving.done() and not serving.cancelled():  # it never returns
+            with _only_error():
+                serving.result()
+
+
+def _bind(listener: socket.socket, stack: contextlib.ExitStack) -> str:
+    """Give the socket a name, and return it as gRPC has it."""
+    if sys.platform == "linux":
+        # A name that is no file: nothing stays behind a process that is killed, and nothing has to be writable.
+        name = f"buildkit-py-{secrets.token_hex(16)}"
+        with contextlib.suppress(OSError):  # a sandbox may not have such names
+            listener.bind(f"\0{name}")
+            return f"unix-abstract:{name}"
+    # mkdtemp makes it 0700; the default folder may be too long a path for a socket.
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bk-", dir=_short_tmp()))
+    listener.bind(f"{folder}/s")
+    return f"unix:{urllib.parse.quote(folder)}/s"
+
+
+@contextlib.contextmanager
+def _only_error() -> Generator[None, None, None]:
+    """Raise the first error of a group as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = leaves(group)[0]
+        raise error from error.__cause__
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether this process made the connection. Others may find a name that is no file."""
+    if sys.platform != "linux":
+        return True
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _credentials.size)
+    return bool(_credentials.unpack(peer)[0] == os.getpid())
 
 
 async def _serve(listener: socket.socket, opener: Opener, opened: asyncio.Future[None]) -> None:
@@ -86,6 +129,10 @@ async def _serve(listener: socket.socket, opener: Opener, opened: asyncio.Future
             except OSError as error:  # too many open files, for one
                 logger.warning("bridge: cannot accept a connection: %s", error)
                 await asyncio.sleep(0.1)
+                continue
+            if not _is_ours(local):
+                logger.warning("bridge: refused a connection of another process")
+                local.close()
                 continue
             local.setblocking(False)
             if waiting.done():

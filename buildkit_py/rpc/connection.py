@@ -258,17 +258,16 @@ async def _target(stack: contextlib.AsyncExitStack, address: Address, tls: TLSMa
             return f"dns:///{urllib.parse.quote(host, safe='[]:')}:{address.port}"
         case "unix":
             await _try_socket(address.path)
-            path = address.path
+            return f"unix:{urllib.parse.quote(address.path)}"
         case "docker":
             context = None if tls is None else await asyncio.to_thread(tls.context, http2=False)
             name = None if tls is None else tls.server_name
-            path = str(await stack.enter_async_context(_bridge(address, context, name)))
-    return f"unix:{urllib.parse.quote(path)}"
+            return await stack.enter_async_context(_bridge(address, context, name))
 
 
 def _bridge(
     address: Address, context: ssl.SSLContext | None, server_name: str | None
-) -> AbstractAsyncContextManager[os.PathLike[str]]:
+) -> AbstractAsyncContextManager[str]:
     from buildkit_py.rpc.bridge import docker_opener, open_bridge, remote_docker_opener
 
     if address.host:

@@ -8,6 +8,8 @@ import datetime
 import gc
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import urllib.parse
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
@@ -490,11 +492,17 @@ def pairs() -> Generator[tuple[list[socket.socket], Callable[[], contextlib.Abst
             sock.close()
 
 
+def bridge_socket(target: str) -> str:
+    """The socket of a bridge, for those that are not gRPC."""
+    scheme, _, name = target.partition(":")
+    return f"\0{name}" if scheme == "unix-abstract" else name
+
+
 async def test_bytes_cross_the_bridge_both_ways_and_ends_are_passed_on() -> None:
     data = os.urandom(3 * BUFFER_BYTES + 1)
     with pairs() as (far, opener):
-        async with open_bridge(opener) as path:
-            assert path.parent.stat().st_mode & 0o777 == 0o700
+        async with open_bridge(opener) as target:
+            path = bridge_socket(target)
             for number in range(2):  # the stream that was opened at once, and one opened on demand
                 reader, writer = await asyncio.open_unix_connection(path)
                 assert await reader.readexactly(9) == b"left over"
@@ -509,17 +517,82 @@ async def test_bytes_cross_the_bridge_both_ways_and_ends_are_passed_on() -> None
                 far_writer.close()
                 assert await reader.read() == b"still open"
                 writer.close()
+        with pytest.raises(OSError):
+            await asyncio.open_unix_connection(path)
+
+
+async def test_a_bridge_without_a_file_system_of_names_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sockets can have files for names only."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pairs() as (_, opener):
+        async with open_bridge(opener) as target:
+            path = Path(bridge_socket(target))
+            assert path.parent.stat().st_mode & 0o777 == 0o700
+            reader, writer = await asyncio.open_unix_connection(path)
+            assert await reader.readexactly(9) == b"left over"
+            writer.close()
         assert not path.parent.exists()
+
+
+async def test_a_bridge_is_for_its_own_process(caplog: pytest.LogCaptureFixture) -> None:
+    """Names that are no files have no permissions. Somebody who finds one gets nothing, and takes nothing away."""
+    with pairs() as (_, opener):
+        async with open_bridge(opener) as target:
+            path = bridge_socket(target)
+            assert path.startswith("\0")
+            script = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r}); exit(s.recv(1) != b'')"
+            other = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
+            assert await other.wait() == 0
+            reader, writer = await asyncio.open_unix_connection(path)
+            assert await reader.readexactly(9) == b"left over"
+            writer.close()
+    assert "another process" in caplog.text
+
+
+async def test_what_an_opener_trips_over_is_told_at_once() -> None:
+    """Not as a daemon that gives no answer."""
+
+    @contextlib.asynccontextmanager
+    async def opener() -> AsyncGenerator[Stream, None]:
+        raise ValueError("embedded null byte")
+        yield
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ValueError, match="embedded null byte"):
+            async with open_bridge(opener):
+                pass
+
+
+async def test_nothing_stays_of_a_command_that_is_killed(tmp_path: Path) -> None:
+    """No folder, as the socket that gRPC dials has no file."""
+    script = (
+        "import asyncio, sys\n"
+        "from tests.integration.test_connections import open_bridge, pairs\n"
+        "async def main():\n"
+        "    with pairs() as (_, opener):\n"
+        "        async with open_bridge(opener) as target:\n"
+        "            print(target, flush=True)\n"
+        "            await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline()
+    process.kill()
+    await process.wait()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_the_bridge_reads_no_more_than_is_taken() -> None:
     """A sender is held up by a receiver that does not read: memory is bounded by buffers of the kernel and ours."""
     loop = asyncio.get_running_loop()
     with pairs() as (_, opener):
-        async with open_bridge(opener) as path:
+        async with open_bridge(opener) as target:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.setblocking(False)
-                await loop.sock_connect(sock, str(path))
+                await loop.sock_connect(sock, bridge_socket(target))
                 sent = 0
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.5):
@@ -533,11 +606,12 @@ async def test_the_bridge_reads_no_more_than_is_taken() -> None:
 async def test_nothing_is_left_of_a_bridge_when_its_user_is_cancelled(busy: bool) -> None:
     before = asyncio.all_tasks()
     opened = asyncio.Event()
-    paths: list[Path] = []
+    paths: list[str] = []
     with pairs() as (far, opener):
 
         async def use() -> None:
-            async with open_bridge(opener) as path:
+            async with open_bridge(opener) as target:
+                path = bridge_socket(target)
                 paths.append(path)
                 if busy:
                     reader, writer = await asyncio.open_unix_connection(path)
@@ -557,7 +631,8 @@ async def test_nothing_is_left_of_a_bridge_when_its_user_is_cancelled(busy: bool
             await using
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == before
-        assert not paths[0].parent.exists()
+        with pytest.raises(OSError):
+            await asyncio.open_unix_connection(paths[0])
         assert far[0].recv(1) == b""
 
 
