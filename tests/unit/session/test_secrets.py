@@ -223,8 +223,8 @@ def test_the_command_line_is_read_as_buildx_reads_it(text: str, file: str | None
     [
         ("src=f", "id=... is missing"),
         ("id=", "id=... is missing"),
-        ("s", "'s': expected id="),
-        ("id=s,value=hunter2", "'value': expected id="),
+        ("s", "field 1: expected id="),
+        ("id=s,value=hunter2", "field 2: expected id="),
         ("id=s,type=vault", "type=vault: expected file or env"),
         ("id=s,src=a,source=b", "src is given twice"),
         ("id=s,src=a,env=b", "one place"),
