@@ -29,7 +29,10 @@ _STATUS_SHARE = 0.05
 _SHARE_SECONDS = 0.3
 """How long the first line of a step waits for other solves to report the step too, which decides its name."""
 _MAX_BACKLOG_BYTES = 1 << 20
-"""A step with more log than this to print gets the screen at once, which bounds the memory."""
+"""A step with more log than this to print gets the screen at the next refresh."""
+_MAX_ALL_BACKLOG_BYTES = 8 << 20
+"""With more than this in all the refresh is now, and every step that has something gets the screen, which bounds the
+memory; what is not shown loses its log."""
 _NAME_BYTES = 72
 FAILED_LOG_LINES = 10
 
@@ -85,6 +88,7 @@ class PlainRenderer:
         self._pieces: list[str] = []
         self._open_line = False
         self._opened = False
+        self._backlog_bytes = 0
 
     def update(self, label: str, update: StatusUpdate) -> None:
         now = self._clock()
@@ -133,6 +137,7 @@ class PlainRenderer:
                 self._note_one(printed, now)
             printed.logs.append(log)
             printed.log_bytes += len(log.data)
+            self._backlog_bytes += len(log.data)
             printed.events += 1
 
     def _note_one(self, printed: _Printed, now: float) -> None:
@@ -142,12 +147,29 @@ class PlainRenderer:
             printed.waiting_since = now
 
     def _refresh_if_due(self, now: float) -> None:
-        if self._last_refresh is not None and 0 <= now - self._last_refresh < self._refresh_seconds:
+        overflowing = self._backlog_bytes > _MAX_ALL_BACKLOG_BYTES
+        waited = self._last_refresh is None or not 0 <= now - self._last_refresh < self._refresh_seconds
+        if not waited and not overflowing:
             return
         self._last_refresh = now
         if self._news:
             self._refresh(now)
+            if overflowing:
+                self._clear_backlog(now)
             self._flush()
+
+    def _clear_backlog(self, now: float) -> None:
+        """Print all that has logs, in turn."""
+        for printed in [printed for printed in self._news if printed.logs]:
+            if printed.step.started and printed.step.visible:
+                self._print(printed, now)
+            else:
+                self._drop_logs(printed)
+
+    def _drop_logs(self, printed: _Printed) -> None:
+        self._backlog_bytes -= printed.log_bytes
+        printed.logs = []
+        printed.log_bytes = 0
 
     def _refresh(self, now: float, *, final: bool = False) -> None:
         ready = [printed for printed in self._news if printed.step.started and printed.step.visible]
@@ -276,8 +298,7 @@ class PlainRenderer:
                 body = text if self._open_line else text[:-1]
                 text = body.replace("\n", f"\n{prefix}{time} ") + ("" if self._open_line else "\n")
             pieces.append(end_colors(text))
-        printed.logs = []
-        printed.log_bytes = 0
+        self._drop_logs(printed)
 
     def _line(self, text: str) -> None:
         """A line of the current step."""

@@ -22,7 +22,6 @@ _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 # A line that is wider than we measured must not become two: the cursor would go up too little.
 _WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 _FAINT = "\x1b[2m"
-_MIN_COLUMNS = 20
 
 LOG_WINDOW_LINES = 6
 
@@ -98,7 +97,7 @@ class TTYRenderer:
 
     def _size(self) -> tuple[int, int]:
         columns, rows = self._terminal_size()
-        return max(columns or 80, _MIN_COLUMNS), max(rows or 24, 4)
+        return max(columns, 0) or 80, max(rows or 24, 4)
 
     def _compare_clocks(self, update: StatusUpdate, now: float) -> None:
         """Learn how far the daemon's clock is behind ours.
@@ -164,6 +163,8 @@ class TTYRenderer:
         if rows is None:
             return [line for step in steps for line in self._step_lines(step, now_ns, 0, ended=failed)]
         running = [step for step in steps if not step.completed]
+        if len(running) > rows:  # no room for anything but their names, and of those the newest
+            return [line for step in running[-rows:] for line in self._step_lines(step, now_ns, 0, ended=False)[:1]]
         blocks = {step: self._step_lines(step, now_ns, self._log_lines, ended=False) for step in running}
         needed = sum(map(len, blocks.values()))
         for limit in range(self._log_lines - 1, -1, -1):
@@ -171,8 +172,8 @@ class TTYRenderer:
                 break
             blocks = {step: self._step_lines(step, now_ns, limit, ended=False) for step in running}
             needed = sum(map(len, blocks.values()))
-        if needed > rows:  # no room for details either: one line each, and of those the newest
-            blocks = {step: block[:1] for step, block in list(blocks.items())[-rows:]}
+        if needed > rows:  # no room for details either
+            blocks = {step: block[:1] for step, block in blocks.items()}
             needed = len(blocks)
         for step in reversed(steps):
             if step.completed:
@@ -224,7 +225,7 @@ class TTYRenderer:
 
 def _compose(line: _Line, columns: int) -> str:
     """Text of the line at its left, right at its right, in at most the columns there are."""
-    if not line.right:
+    if not line.right or len(line.right) >= columns:
         return fit(line.text, columns)
     left = fit(line.text, columns - len(line.right))
     return left + " " * (columns - len(line.right) - text_width(left)) + line.right

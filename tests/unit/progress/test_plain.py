@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
@@ -271,3 +272,27 @@ def test_no_log_can_do_more_than_print_and_colour(chunks: list[bytes], failed: b
     for line in without_colors.removesuffix("\n").split("\n"):
         assert not any(ord(char) < 32 and char != "\t" for char in line)
         assert line.startswith(("#1 ", "------", " > a:")) or (failed and line[0].isdigit())
+
+
+class Nowhere(StringIO):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+@pytest.mark.parametrize("started", [0.0, None])
+def test_many_chatty_steps_do_not_fill_the_memory(started: float | None) -> None:
+    """All at once, between two refreshes; those that have not begun, as far as is known, print nothing."""
+    plain = Plain()
+    plain.renderer = open_renderer("plain", Nowhere(), {}, plain.clock)
+    names = [f"[{number}/100] RUN x" for number in range(100)]
+    plain.give(0, update(*(vertex(name, started) for name in names)))
+    tracemalloc.start()
+    try:
+        for round_ in range(10):
+            for name in names:
+                plain.give(0, update(log(name, round_, b"\n".join([b"y" * 9999] * 6))))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    plain.finish()
+    assert peak < 40 << 20  # of 57 MiB

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from io import StringIO
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_py.progress import Renderer, StatusUpdate, VertexWarning, open_renderer
 from buildkit_py.progress.text import text_width
+from buildkit_py.progress.tty import TTYRenderer
 from tests.unit.progress.golden import assert_golden
 from tests.unit.progress.scenarios import failing, two_platforms
 from tests.unit.progress.streams import EPOCH, Clock, Terminal, at, digest, log, play, status, update, vertex
@@ -253,3 +256,29 @@ def test_no_name_or_log_breaks_the_display(steps: list[tuple[str, bytes, bool]],
         assert len(screen.lines) <= screen.terminal.rows - 1
         assert all(text_width(line) <= width for line in screen.lines)
     assert at(0) == EPOCH * 10**9
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 10, 19, 20])
+def test_no_line_is_wider_than_a_narrow_terminal(columns: int) -> None:
+    """Not all terminals can be told not to wrap; one that wraps would make the display climb."""
+    screen = Screen(columns, 6)
+    play(screen.renderer, screen.clock, two_platforms(), failed=False)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.terminal.getvalue()).replace("\r", "")
+    assert max(map(text_width, text.split("\n"))) == columns
+
+
+def test_drawing_many_running_steps_costs_what_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 platforms may run a step each, or many; the screen shows a few."""
+    composed = 0
+    original = TTYRenderer._step_lines
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal composed
+        composed += 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(TTYRenderer, "_step_lines", counted)
+    screen = Screen(80, 24)
+    screen.give(0, update(*(vertex(f"[{number}/5000] RUN x", number / 1000) for number in range(5000))))
+    assert composed <= 24
+    assert [line.split()[1] for line in screen.lines[1:]] == [f"[{number}/5000]" for number in range(4978, 5000)]
