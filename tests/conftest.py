@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import guardian
+
 # A machine that is busy with something else is no failure of the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -20,6 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("slow") is not None:
                 item.add_marker(skip)
+
+
+def pytest_unconfigure() -> None:
+    guardian.close()
 
 
 @pytest.fixture(scope="session")

@@ -84,10 +84,7 @@ CASES: Mapping[str, Case] = {
     "zstd": Case(output=f"{OUTPUT},compression=zstd,force-compression=true", flags=TWO),
     "a level of gzip": Case(output=f"{OUTPUT},compression=gzip,compression-level=9,force-compression=true"),
     "uncompressed": Case(output=f"{OUTPUT},compression=uncompressed,force-compression=true", flags=TWO),
-    "estargz": Case(
-        output=f"{OUTPUT},compression=estargz,force-compression=true",
-        buildkitd_only="Debian's engine panics when it writes estargz",
-    ),
+    "estargz": Case(output=f"{OUTPUT},compression=estargz,force-compression=true"),
     "rewritten times": Case(
         dockerfile=STAGES,
         output=f"{OUTPUT},rewrite-timestamp=true",
@@ -212,9 +209,12 @@ def test_the_same_image(
     peer: Buildx,
     cli: CommandLine,
     folder: Path,
+    estargz: bool,
 ) -> None:
     """Byte for byte, from the root down: equal roots name equal children."""
     case = CASES[name]
+    if "estargz" in case.output and not estargz:
+        pytest.skip("Debian's engine 28 dies when it writes estargz: panic: footer buffer = 48, not 51")
     if case.buildkitd_only and daemon_address.startswith("docker:"):
         pytest.skip(case.buildkitd_only)
     tag = f"{registry.host}/parity/{''.join(char if char.isalnum() else '-' for char in name.lower())}:1"

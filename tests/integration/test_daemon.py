@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,31 +17,15 @@ import pytest
 from buildkit_py import BuildRequest, build, connect, daemon
 from buildkit_py.daemon import DaemonOptions
 from buildkit_py.daemon.launch import Layout
-from buildkit_py.daemon.processes import marked, mounts_below
+from buildkit_py.daemon.processes import marked
 from buildkit_py.errors import BuildKitError, ConnectFailed, DeadlineExceeded, InvalidOption
+from tests.support import guardian
 from tests.support.images import rootfs
+from tests.support.leftovers import of_daemon as leftovers
 from tests.support.peers import engine_prefix
 from tests.support.servers import PrivateDaemon
 
 pytestmark = pytest.mark.daemon
-
-
-def leftovers(state_dir: Path) -> list[str]:
-    """Processes, mounts, interfaces, firewall rules, cgroups and runtime files of the daemon."""
-    layout = Layout.of(state_dir)
-    found = [f"process {pid}" for pid in marked(layout.tag)]
-    found += [f"mount {path}" for path in mounts_below(layout.state, layout.runtime)]
-    found += [f"interface {name}" for _, name in socket.if_nameindex() if name == layout.tag]
-    if iptables := shutil.which("iptables", path="/usr/sbin:/sbin"):
-        for table in ("nat", "filter"):
-            listing = subprocess.run([iptables, "-w", "5", "-t", table, "-S"], capture_output=True, text=True)
-            found += [f"rule {line}" for line in listing.stdout.splitlines() if layout.tag in line]
-    found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/{layout.tag}")]
-    found += [f"directory {layout.runtime}"] if layout.runtime.exists() else []
-    for state in Path("/run/runc").glob("*/state.json"):
-        if str(layout.state) in state.read_text():
-            found.append(f"container {state}")
-    return found
 
 
 async def run_forever(address: str, folder: Path) -> None:
@@ -71,6 +54,7 @@ async def container_of(state_dir: Path) -> int:
 async def state_dir(tmp_path: Path, fresh_daemon: PrivateDaemon) -> AsyncIterator[Path]:
     """Where a test may start a daemon of its own; there is one to start, or the test would be skipped."""
     folder = tmp_path / "own"
+    guardian.watch_daemon(folder)
     yield folder
     await daemon.stop(folder, timeout=2, remove=True)
 

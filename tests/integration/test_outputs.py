@@ -78,10 +78,10 @@ COMPRESSED = {
 
 
 @pytest.mark.parametrize("attrs", COMPRESSED)
-async def test_compressions(daemon_address: str, context: Path, name: str, attrs: str) -> None:
+async def test_compressions(daemon_address: str, context: Path, name: str, attrs: str, estargz: bool) -> None:
     """Each reaches the layers of every platform."""
-    if "estargz" in attrs and daemon_address.startswith("docker:"):
-        pytest.skip("Debian's engine panics when it writes estargz: footer buffer = 48, not 51")
+    if "estargz" in attrs and not estargz:
+        pytest.skip("Debian's engine 28 dies when it writes estargz: panic: footer buffer = 48, not 51")
     await built(daemon_address, context, f"type=image,name={name}:1,push=true,{attrs}", platforms=TWO)
     found = await images(f"{name}:1")
     assert len(found) == 2

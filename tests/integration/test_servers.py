@@ -6,17 +6,21 @@ import base64
 import os
 import runpy
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from buildkit_py.daemon.processes import Process
 from tests.support.images import PLATFORMS, rootfs
-from tests.support.servers import Registry
+from tests.support.leftovers import of_daemon as leftovers
+from tests.support.servers import PrivateDaemon, Registry
 
 pytestmark = pytest.mark.daemon
 
@@ -52,6 +56,35 @@ def test_registry_with_tls_is_trusted_through_its_own_authority_alone(tls_regist
     assert get(tls_registry) == 200
     with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
         urllib.request.urlopen(f"{tls_registry.url}/v2/", timeout=10)
+
+
+RUN = """
+import sys, time
+from pathlib import Path
+from tests.support import servers
+folder = Path(sys.argv[1])
+with servers.run_registry(folder / "registry") as registry, servers.run_daemon(folder) as daemon:
+    print(registry.process.pid, daemon.pid, daemon.state_dir, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_run_that_is_killed_leaves_no_server(fresh_daemon: PrivateDaemon, tmp_path: Path, number: int) -> None:
+    """No fixture ends them then; processes, mounts, network and data are gone a moment later."""
+    command = [sys.executable, "-c", RUN, str(tmp_path / "killed")]
+    run = subprocess.Popen(command, cwd=FETCH.parents[1], stdout=subprocess.PIPE, text=True)
+    with run:
+        assert run.stdout is not None
+        registry, pid, folder = run.stdout.readline().split()
+        assert all(Path("/proc", process).exists() for process in (registry, pid))
+        run.send_signal(number)
+        run.wait(20)
+    state_dir = Path(folder)
+    deadline = time.monotonic() + 30
+    while state_dir.exists() or leftovers(state_dir) or Process.of(int(registry)):
+        assert time.monotonic() < deadline, (state_dir, leftovers(state_dir), registry)
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias, cast
 
+from tests.support import guardian
 from tests.support.fake_registry import Answer, FakeRegistry, Request
 from tests.support.peers import prefix
 from tests.support.servers import Unavailable, end_group
@@ -60,6 +61,7 @@ def _run(program: str, words: Sequence[str], folder: Path) -> Generator[str]:
         process = subprocess.Popen(
             [binary, *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
+    guardian.watch_group(process.pid)
     try:
         deadline = time.monotonic() + _READY_SECONDS
         while not (found := _LISTENING.search(log.read_bytes())):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import AsyncGenerator
@@ -12,6 +15,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
+
+from buildkit_py.daemon.launch import Layout
+from buildkit_py.daemon.processes import marked, mounts_below
 
 GRPC_DESCRIPTORS = 8
 """What gRPC opens for itself, a few at a time, and keeps for the next connection."""
@@ -34,6 +40,24 @@ async def nothing_left_behind(*folders: Path, descriptors: int = GRPC_DESCRIPTOR
     assert _threads() <= threads
     assert process.num_fds() <= opened + descriptors, _descriptors()
     assert [sorted(os.listdir(folder)) for folder in watched] == files
+
+
+def of_daemon(state_dir: Path) -> list[str]:
+    """Processes, mounts, interfaces, firewall rules, cgroups and runtime files of the daemon."""
+    layout = Layout.of(state_dir)
+    found = [f"process {pid}" for pid in marked(layout.tag)]
+    found += [f"mount {path}" for path in mounts_below(layout.state, layout.runtime)]
+    found += [f"interface {name}" for _, name in socket.if_nameindex() if name == layout.tag]
+    if iptables := shutil.which("iptables", path="/usr/sbin:/sbin"):
+        for table in ("nat", "filter"):
+            listing = subprocess.run([iptables, "-w", "5", "-t", table, "-S"], capture_output=True, text=True)
+            found += [f"rule {line}" for line in listing.stdout.splitlines() if layout.tag in line]
+    found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/{layout.tag}")]
+    found += [f"directory {layout.runtime}"] if layout.runtime.exists() else []
+    for state in Path("/run/runc").glob("*/state.json"):
+        if str(layout.state) in state.read_text():
+            found.append(f"container {state}")
+    return found
 
 
 def _threads() -> set[threading.Thread]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import guardian
+
 _SECONDS = 20
 
 SIGN = (
@@ -44,7 +46,9 @@ def new_key(path: Path, kind: str = "ed25519") -> str:
 def run_agent(socket: Path, keys: Sequence[Path]) -> Generator[dict[str, str]]:
     """An ssh-agent with these keys; the environment that leads to it."""
     environment = {"SSH_AUTH_SOCK": str(socket)}
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.PIPE)
+    command = ["ssh-agent", "-D", "-a", str(socket)]
+    agent = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    guardian.watch_group(agent.pid)
     try:
         assert agent.stdout is not None
         agent.stdout.readline()  # it has said where it listens
@@ -54,6 +58,7 @@ def run_agent(socket: Path, keys: Sequence[Path]) -> Generator[dict[str, str]]:
     finally:
         agent.terminate()
         agent.communicate(timeout=_SECONDS)
+        guardian.forget_group(agent.pid)
 
 
 def verify(folder: Path, keys: Sequence[str]) -> None:

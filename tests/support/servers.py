@@ -23,6 +23,7 @@ import trustme
 from buildkit_py import daemon
 from buildkit_py.daemon import launch
 from buildkit_py.errors import BuildKitError, ConnectFailed
+from tests.support import guardian
 from tests.support.peers import engine_prefix, prefix
 
 USERNAME = "tester"
@@ -145,6 +146,7 @@ def run_daemon(
     options = daemon.DaemonOptions(
         state_dir=folder / "daemon", prefix=programs or engine_prefix(), kind=kind, arguments=tuple(arguments)
     )
+    guardian.watch_daemon(folder / "daemon")
     try:
         if dockerd_settings and launch.find_daemon(options)[0] == "dockerd":
             settings = json.loads(launch.dockerd_config(launch.Layout.of(options.state_dir), ()))
@@ -166,7 +168,10 @@ def run_daemon(
     try:
         yield private
     finally:
-        asyncio.run(daemon.stop(options.state_dir, timeout=_STOP_SECONDS, remove=True))
+        try:
+            asyncio.run(daemon.stop(options.state_dir, timeout=_STOP_SECONDS))
+        finally:
+            guardian.discard_daemon(folder / "daemon")
 
 
 @contextmanager
@@ -232,6 +237,7 @@ def run_registry(
             # Its tracing, once configured by the caller's environment, would report to the caller's collector.
             env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
         )
+    guardian.watch_group(process.pid)
     try:
         registry = Registry(host=f"127.0.0.1:{_port(process, log)}", log=log, process=process, ca=ca)
         if password:
@@ -268,6 +274,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
     process.wait(_STOP_SECONDS)
+    guardian.forget_group(process.pid)
 
 
 def missing_emulators() -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support import guardian
 from tests.support.peers import prefix
 from tests.support.servers import Unavailable
 
@@ -136,7 +137,9 @@ def serve_ssh(folder: Path, keys: Sequence[str]) -> Generator[Server]:
 @contextmanager
 def run_agent(socket_path: Path, *keys: Path) -> Generator[dict[str, str]]:
     """OpenSSH's agent with these keys: the environment that leads to it."""
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_path)], stdout=subprocess.PIPE)
+    command = ["ssh-agent", "-D", "-a", str(socket_path)]
+    agent = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    guardian.watch_group(agent.pid)
     environ = {"SSH_AUTH_SOCK": str(socket_path)}
     try:
         assert agent.stdout is not None
@@ -146,3 +149,4 @@ def run_agent(socket_path: Path, *keys: Path) -> Generator[dict[str, str]]:
     finally:
         agent.terminate()
         agent.communicate(timeout=20)
+        guardian.forget_group(agent.pid)
