@@ -3,6 +3,8 @@
 A daemon takes what it does not know for nothing: a build on an older one would succeed without it. So all that is
 asked for outside of the ops of a graph is in this table, and looked for before it is used. An op that needs a
 capability says so itself, and daemons heed that, except for the actions on files, which are here for that reason.
+Left out is what only makes a build faster or is only shown, and what newer Dockerfile frontends make of build
+arguments without the daemon: a Dockerfile may bring such a frontend along.
 
 A version tells nothing, as engines embed BuildKit without one. The list of capabilities does, which grows with the
 releases. For a feature that has none of its own, or one that daemons forget to list (file.copy.modestring), another
@@ -39,17 +41,26 @@ class Feature:
     @property
     def is_ancient(self) -> bool:
         """Whether every daemon has it that says what its version is, as all do since v0.11."""
-        return self.since in {"v0.10", "v0.11"}
+        return self.since in {"v0.9", "v0.10", "v0.11"}
 
 
+COPY_PATTERNS = Feature("copy include_patterns or exclude_patterns", "v0.9", "file.copy.includeexcludepatterns")
 NAMED_CONTEXTS = Feature("contexts by name", "v0.10", "mergeop")
 SHM_SIZE = Feature("shm-size", "v0.10", "exec.mount.tmpfs.size")
 ULIMIT = Feature("ulimit", "v0.10", "exec.meta.ulimit")
 CGROUP_PARENT = Feature("cgroup-parent", "v0.10", "exec.meta.cgroup.parent")
+COMPRESSION_LEVEL = Feature("compression-level", "v0.10", "mergeop")
+FORCE_COMPRESSION = Feature("force-compression=true", "v0.10", "mergeop")
+CACHE_COMPRESSION = Feature("compression of a cache", "v0.10", "mergeop")
+FOREIGN_LAYERS = Feature("prefer-nondist-layers=true", "v0.10", "mergeop")
+MULTI_PLATFORM_ARG = Feature("build argument BUILDKIT_MULTI_PLATFORM", "v0.10", "mergeop")
+HOSTNAME_ARG = Feature("build argument BUILDKIT_SANDBOX_HOSTNAME", "v0.10", "mergeop")
 ATTESTATIONS = Feature("attestations (--provenance=false builds without)", "v0.11", "exporter.image.attestations")
 ANNOTATIONS = Feature("annotations", "v0.11", "exporter.image.annotations")
 SOURCE_DATE_EPOCH = Feature("SOURCE_DATE_EPOCH", "v0.11", "exporter.sourcedateepoch")
+IGNORED_CACHE_ERROR = Feature("cache ignore-error=true", "v0.11", "exporter.image.annotations")
 CACHE_MANIFEST = Feature("cache image-manifest=true", "v0.12", "gateway.exec.secretenv")
+PLATFORM_SPLIT = Feature("output platform-split=true without a platform", "v0.12", "gateway.exec.secretenv")
 SEVERAL_OUTPUTS = Feature("several outputs of one solve", "v0.13", "exporter.multiple")
 REWRITE_TIMESTAMP = Feature("output rewrite-timestamp=true", "v0.13", "exporter.multiple")
 REPLACED_DESTINATION = Feature(
@@ -77,8 +88,13 @@ _OF_ATTRS = {
     "ulimit": ULIMIT,
     "cgroup-parent": CGROUP_PARENT,
     "build-arg:SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH,
+    "build-arg:BUILDKIT_MULTI_PLATFORM": MULTI_PLATFORM_ARG,
+    "build-arg:BUILDKIT_SANDBOX_HOSTNAME": HOSTNAME_ARG,
 }
 _OF_EXPORTERS = {
+    "force-compression": FORCE_COMPRESSION,
+    "prefer-nondist-layers": FOREIGN_LAYERS,
+    "platform-split": PLATFORM_SPLIT,
     "rewrite-timestamp": REWRITE_TIMESTAMP,
     "oci-artifact": OCI_ARTIFACT,
     "danging-name-empty-only": DANGLING_EMPTY_ONLY,
@@ -101,6 +117,10 @@ def used(message: control_pb2.SolveRequest) -> Iterator[Feature]:
     for cache in message.Cache.Exports:
         if _is_on(cache.Attrs, "image-manifest"):
             yield CACHE_MANIFEST
+        if _is_on(cache.Attrs, "ignore-error"):
+            yield IGNORED_CACHE_ERROR
+        if any("compression" in key for key in cache.Attrs):
+            yield CACHE_COMPRESSION
     for cache in (*message.Cache.Exports, *message.Cache.Imports):
         if cache.Type == "gha":
             yield from (feature for key, feature in _OF_GITHUB.items() if key in cache.Attrs)
@@ -125,6 +145,8 @@ def _of_exporter(attrs: Mapping[str, str]) -> Iterator[Feature]:
     for key, feature in _OF_EXPORTERS.items():
         if _is_on(attrs, key):
             yield feature
+    if "compression-level" in attrs:
+        yield COMPRESSION_LEVEL
     if any(key.startswith("annotation") for key in attrs):
         yield ANNOTATIONS
 
@@ -155,10 +177,14 @@ def _of_operation(data: bytes) -> Iterator[Feature]:
         operation = ops_pb2.Op.FromString(data)
     except DecodeError:
         return  # the daemon says so
+    if operation.exec.meta.cgroupParent:
+        yield CGROUP_PARENT
     for action in operation.file.actions:
         if action.HasField("symlink"):
             yield SYMLINK
         elif action.HasField("copy"):
+            if action.copy.include_patterns or action.copy.exclude_patterns:
+                yield COPY_PATTERNS
             if action.copy.alwaysReplaceExistingDestPaths:
                 yield REPLACED_DESTINATION
             if action.copy.modeStr:

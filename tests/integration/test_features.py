@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from buildkit_py import BuildRequest, CacheSpec, ExporterSpec, StatusUpdate, build, connect, features
+from buildkit_py import Allow, BuildRequest, CacheSpec, ExporterSpec, StatusUpdate, build, connect, features, llb
 from buildkit_py.errors import SolveError, UnsupportedByDaemon
 from tests.support.servers import Registry
 
@@ -75,6 +75,26 @@ ANCIENT: Mapping[str, tuple[features.Feature, Mapping[str, Any]]] = {
     "cgroup": (features.CGROUP_PARENT, {"cgroup_parent": "x"}),
     "outputs": (features.SEVERAL_OUTPUTS, {"outputs": ["type=local,dest={folder}/a", "type=tar,dest={folder}/b"]}),
     "cache": (features.CACHE_MANIFEST, {"cache_to": ["type=registry,ref=localhost:1/x,image-manifest=true"]}),
+    "cache-error": (features.IGNORED_CACHE_ERROR, {"cache_to": ["type=registry,ref=localhost:1/x,ignore-error=true"]}),
+    "cache-compression": (
+        features.CACHE_COMPRESSION,
+        {"cache_to": ["type=registry,ref=localhost:1/x,compression=zstd"]},
+    ),
+    "github": (features.GITHUB_REPOSITORY, {"cache_to": ["type=gha,url=http://localhost:1,token=x,ghtoken=y"]}),
+    "github-v2": (features.GITHUB_CACHE_V2, {"cache_to": ["type=gha,url_v2=http://localhost:1,token=x,version=2"]}),
+    "level": (features.COMPRESSION_LEVEL, {"outputs": ["type=image,name=a,compression=gzip,compression-level=9"]}),
+    "force": (features.FORCE_COMPRESSION, {"outputs": ["type=image,name=a,compression=gzip,force-compression=true"]}),
+    "foreign": (features.FOREIGN_LAYERS, {"outputs": ["type=image,name=a,prefer-nondist-layers=true"]}),
+    "split": (features.PLATFORM_SPLIT, {"outputs": ["type=local,dest={folder}/a,platform-split=true"]}),
+    "multi-platform": (features.MULTI_PLATFORM_ARG, {"build_args": {"BUILDKIT_MULTI_PLATFORM": "1"}}),
+    "hostname": (features.HOSTNAME_ARG, {"build_args": {"BUILDKIT_SANDBOX_HOSTNAME": "x"}}),
+    "epoch-of-times": (features.REWRITE_TIMESTAMP, {"outputs": ["type=image,name=a,rewrite-timestamp=true"]}),
+    "artifact": (features.OCI_ARTIFACT, {"outputs": ["type=image,name=a,oci-artifact=true"]}),
+    "dangling": (
+        features.DANGLING_EMPTY_ONLY,
+        {"outputs": ["type=image,name=a,dangling-name-prefix=b,danging-name-empty-only=true"]},
+    ),
+    "policy": (features.SOURCE_POLICY, {"source_policy": lambda _: Allow()}),
 }
 
 
@@ -104,6 +124,59 @@ async def test_a_very_old_daemon_refuses_what_it_would_leave_out(
         await build(client, plain)
     assert (out / "linux_arm64" / "file").is_file()
     assert not (tmp_path / "a").exists()
+
+
+COPIED = llb.scratch().mkfile("/f", "x")
+GRAPHS: Mapping[str, tuple[features.Feature, llb.State]] = {
+    "patterns": (features.COPY_PATTERNS, llb.scratch().copy(COPIED, "/", "/", include_patterns=["f"])),
+    "replaced": (
+        features.REPLACED_DESTINATION,
+        llb.scratch().copy(COPIED, "/", "/", always_replace_existing_dest_paths=True),
+    ),
+    "mode": (features.MODE_IN_WORDS, llb.scratch().copy(COPIED, "/", "/", mode="u+x")),
+    "required": (
+        features.REQUIRED_PATHS,
+        llb.scratch().copy(COPIED, "/", "/", include_patterns=["f"], required_paths=["f"]),
+    ),
+    "symlink": (features.SYMLINK, llb.scratch().symlink("a", "/b")),
+    "cgroup": (
+        features.CGROUP_PARENT,
+        llb.image("x", platform="linux/amd64").run(["true"], cgroup_parent="x", platform="linux/amd64"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+async def test_a_very_old_daemon_refuses_what_it_would_leave_out_of_a_graph(
+    name: str, ancient_engine_address: str
+) -> None:
+    """What relies on two features is refused for one of them."""
+    feature, state = GRAPHS[name]
+    wanted = features.COPY_PATTERNS if feature is features.REQUIRED_PATHS else feature
+    async with connect(ancient_engine_address) as client:
+        with pytest.raises(UnsupportedByDaemon, match=f"^{re.escape(wanted.name)}: .*BuildKit {wanted.since}"):
+            await client.solve(llb.marshal(state))
+
+
+@pytest.mark.parametrize("name", sorted(GRAPHS.keys() - {"cgroup"}))
+async def test_a_feature_of_a_graph_is_there_or_refused(
+    name: str, daemon_address: str, capabilities: frozenset[str]
+) -> None:
+    feature, state = GRAPHS[name]
+    there = feature.capability in capabilities
+    refused = pytest.raises(UnsupportedByDaemon, match=f"^{re.escape(feature.name)}: .*BuildKit {feature.since}")
+    async with connect(daemon_address) as client:
+        with nullcontext() if there else refused:
+            await client.solve(llb.marshal(state))
+
+
+async def test_a_very_old_daemon_refuses_to_prune_too_much(ancient_engine_address: str) -> None:
+    async with connect(ancient_engine_address) as client:
+        with pytest.raises(UnsupportedByDaemon, match=re.escape(features.PRUNE_BY_DESCRIPTION.name)):
+            [record async for record in client.prune(["description~=x"])]
+        with pytest.raises(UnsupportedByDaemon, match=re.escape(features.PRUNE_BY_SPACE.name)):
+            [record async for record in client.prune(max_used_space=1)]
+        assert [record async for record in client.prune(["id==none"])] == []
 
 
 def test_daemons_have_all_that_is_older_than_what_they_have(capabilities: frozenset[str]) -> None:
