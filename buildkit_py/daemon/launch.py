@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import ipaddress
@@ -13,7 +14,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
@@ -42,6 +43,7 @@ _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
 _KILL_SECONDS = 10.0
 _CGROUP_SECONDS = 3.0
+_DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
 _LOG_TAIL_BYTES = 16384
 _LOG_TAIL_LINES = 12
 # What a daemon needs besides itself, in the words of what to install.
@@ -205,6 +207,11 @@ async def start(options: DaemonOptions | None = None) -> DaemonStatus:
     the end of its log, and like cancelling leave nothing running.
     """
     options = options or DaemonOptions()
+    with _named_place(options.state_dir):
+        return await _start(options)
+
+
+async def _start(options: DaemonOptions) -> DaemonStatus:
     if options.timeout <= 0:
         raise InvalidOption(f"timeout {options.timeout}: expected more than 0 seconds")
     for registry in options.insecure_registries:
@@ -246,13 +253,14 @@ async def stop(state_dir: Path | None = None, *, timeout: float = 10.0, remove: 
     are not the daemon's are never touched.
     """
     layout = Layout.of(state_dir)
-    if layout.lock.exists():
-        _require_root()
-        async with _locked(layout, timeout + _KILL_SECONDS):
-            await _end(layout, _search_path(DaemonOptions()), grace=timeout)
-            if remove:
-                await asyncio.to_thread(_remove, layout)
-    return _status(layout)
+    with _named_place(layout.state):
+        if layout.lock.exists():
+            _require_root()
+            async with _locked(layout, timeout + _KILL_SECONDS):
+                await _end(layout, _search_path(DaemonOptions()), grace=timeout)
+                if remove:
+                    await asyncio.to_thread(_remove, layout)
+        return _status(layout)
 
 
 async def _launch(layout: Layout, options: DaemonOptions, kind: DaemonKind, binary: Path, path: str) -> _Record:
@@ -570,6 +578,18 @@ def _check_ours(layout: Layout) -> None:
         raise InvalidOption(f"state directory {layout.state}: it is not empty, and holds no daemon; name another one")
 
 
+@contextlib.contextmanager
+def _named_place(state_dir: Path | None) -> Generator[None]:
+    """What cannot be written or removed, as on a full or a read-only disk, is an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BuildKitError) or (error.filename is None and error.errno not in _DISK_ERRORS):
+            raise
+        place = state_dir if error.filename is None else os.fsdecode(error.filename)
+        raise ConnectFailed(f"cannot use {place or default_state_dir()}: {error.strerror}") from error
+
+
 def _require_root() -> None:
     if sys.platform != "linux":
         raise ConnectFailed("a private daemon runs on Linux only; set BUILDKIT_HOST to one elsewhere")
@@ -583,12 +603,11 @@ def _make_private(folder: Path) -> None:
     """Make a directory that is root's alone; raise ConnectFailed when it is not, or cannot be made."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = folder.stat().st_uid
+        if folder.stat().st_uid != os.geteuid():
+            raise ConnectFailed(f"cannot use {folder}: it belongs to another user")
+        folder.chmod(0o700)
     except OSError as error:
         raise ConnectFailed(f"cannot use {folder}: {error.strerror}") from error
-    if owner != os.geteuid():
-        raise ConnectFailed(f"cannot use {folder}: it belongs to another user")
-    folder.chmod(0o700)
 
 
 def _search_path(options: DaemonOptions) -> str:

@@ -130,13 +130,13 @@ def _kill_if_marked(pid: int, tag: str) -> None:
 
 
 def mounts_below(*roots: Path) -> list[Path]:
-    """Mount points below the directories (themselves included), the innermost first."""
+    """Mount points below the directories, the innermost first; a disk that is mounted as one of them is not."""
     found: list[Path] = []
     for line in (_PROC / "self/mountinfo").read_text(errors="surrogateescape").splitlines():
         # Blanks and backslashes are written as octal escapes.
         text = line.split(" ")[4].encode("utf-8", "surrogateescape")
         path = Path(os.fsdecode(text.decode("unicode_escape").encode("latin-1")))
-        if any(path.is_relative_to(root) for root in roots):
+        if any(path != root and path.is_relative_to(root) for root in roots):
             found.append(path)
     # Later mounts cover earlier ones: the list is in the order of mounting.
     return found[::-1]

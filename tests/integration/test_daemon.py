@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,103 @@ async def test_two_starts_at_once_make_one_daemon(state_dir: Path) -> None:
     options = DaemonOptions(state_dir=state_dir, prefix=engine_prefix())
     first, second = await asyncio.gather(daemon.start(options), daemon.start(options))
     assert first == second
+
+
+async def test_two_commands_that_start_at_once_make_one_daemon(state_dir: Path) -> None:
+    """Each prints its address. Two that stop at once end it, and neither complains."""
+    env = {**os.environ, "BUILDKIT_PY_PREFIX": str(engine_prefix())}
+
+    async def both(*words: str) -> list[tuple[int | None, bytes, bytes]]:
+        command = [sys.executable, "-m", "buildkit_py", "daemon", *words, "--state-dir", str(state_dir)]
+        async with asyncio.timeout(90):
+            started = [
+                await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                for _ in range(2)
+            ]
+            said = [await process.communicate() for process in started]
+        return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+
+    first, second = await both("start")
+    address = (await daemon.status(state_dir)).address.encode() + b"\n"
+    assert first[:2] == second[:2] == (0, address)
+    assert await both("stop") == [(0, b"", b"")] * 2
+    assert leftovers(state_dir) == []
+
+
+async def test_a_daemon_that_does_not_heed_being_asked_is_killed(state_dir: Path) -> None:
+    """One that is frozen heeds nothing: after the time that it has, it is killed, with its helper."""
+    started = await daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix()))
+    assert started.pid is not None
+    os.kill(started.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    await daemon.stop(state_dir, timeout=1)
+    assert 1 <= time.monotonic() - began < 20
+    assert leftovers(state_dir) == []
+
+
+async def test_what_a_killed_command_has_begun_is_ended_by_stop_or_taken_by_start(state_dir: Path) -> None:
+    """Whether or not it had written down what it started."""
+    command = [sys.executable, "-m", "buildkit_py", "daemon", "start", "--state-dir", str(state_dir)]
+    env = {**os.environ, "BUILDKIT_PY_PREFIX": str(engine_prefix())}
+    layout = Layout.of(state_dir)
+    for action in ("stop", "start"):
+        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.DEVNULL)
+        async with asyncio.timeout(30):
+            while not any(marked(layout.tag)):
+                await asyncio.sleep(0.005)
+            process.kill()
+            await process.wait()
+            if action == "start":
+                started = await daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix()))
+                assert started.running
+            await daemon.stop(state_dir, timeout=2)
+        assert leftovers(state_dir) == []
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small file system with these options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("this process may not mount")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("below", ["", "below"], ids=["itself", "below"])
+@pytest.mark.parametrize(
+    ("options", "reason"), [("ro", "Read-only file system"), ("size=4k", "No space left on device")], ids=["ro", "full"]
+)
+async def test_a_disk_that_cannot_be_written_is_named(
+    fresh_daemon: PrivateDaemon, disk: Callable[[str], Path], options: str, reason: str, below: str
+) -> None:
+    state_dir = disk(options) / below
+    with pytest.raises(ConnectFailed, match=f"^cannot use {state_dir}.*: {reason}$"):
+        await daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix()))
+    await daemon.stop(state_dir, remove=True)
+    assert leftovers(state_dir) == []
+
+
+async def test_a_disk_that_is_mounted_as_the_state_directory_stays(
+    fresh_daemon: PrivateDaemon, disk: Callable[[str], Path]
+) -> None:
+    """Its data is there for the next start; only what the daemon has mounted goes."""
+    state_dir = disk("size=64m")
+    started = await daemon.start(DaemonOptions(state_dir=state_dir, prefix=engine_prefix()))
+    assert started.running
+    await daemon.stop(state_dir, timeout=2)
+    assert leftovers(state_dir) == []
+    assert state_dir.is_mount()
+    assert (state_dir / fresh_daemon.kind).is_dir()
+    await daemon.stop(state_dir, remove=True)
+    assert state_dir.is_mount()
+    assert list(state_dir.iterdir()) == []
 
 
 async def test_the_id_of_a_dead_daemon_may_be_anybodys(state_dir: Path) -> None:
