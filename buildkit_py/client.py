@@ -341,7 +341,8 @@ class Client:
     async def status(self, ref: str) -> AsyncGenerator[StatusUpdate, None]:
         """Follow one solve to its end, from its beginning; a recorded one is replayed.
 
-        RPCError with code NOT_FOUND when there is no such solve and none appears within 6 seconds.
+        RPCError with code NOT_FOUND when there is no such solve and none appears within 6 seconds. A daemon before
+        v0.11 records nothing: for a solve that has ended it may never say anything, and for none it says UNKNOWN.
         """
         call = self._connection.control.Status(control_pb2.StatusRequest(Ref=ref))
         try:

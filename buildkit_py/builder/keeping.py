@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from buildkit_py.session.filesend import StreamTarget
 
 _DOCKER = "docker://"
+_MANIFEST_ATTRS = frozenset(
+    {"compression", "compression-level", "force-compression", "oci-mediatypes", "oci-artifact", "prefer-nondist-layers"}
+)
+"""What makes a manifest or the blobs that it lists."""
 
 
 class Keeping:
@@ -67,6 +71,8 @@ class Keeping:
                 continue
             info = await engine.info()
             chosen = self._chosen(info)
+            if not info.containerd_store:
+                self._note_loss(keep)
             if own is not None and engine.address == own.address:
                 self._loaded.append(_EngineKeep(self._client, self._plan, keep, engine, chosen))
             else:
@@ -110,6 +116,16 @@ class Keeping:
         if keep.references:
             attrs["name"] = ",".join(map(str, keep.references))
         return ExporterSpec(type="image", attrs=attrs)
+
+    def _note_loss(self, keep: Keep) -> None:
+        """A classic store keeps file systems and a config: what else an image was to be is told of, not passed over."""
+        lost = sorted(keep.attrs.keys() & _MANIFEST_ATTRS)
+        if self._plan.exports.annotations.items:
+            lost.insert(0, "annotations")
+        if lost:
+            self.notes.append(
+                f"the engine's classic image store keeps no {', '.join(lost)}; its containerd image store does"
+            )
 
     def _chosen(self, info: EngineInfo) -> tuple[Platform | None, ...]:
         """The platforms that an engine has room for."""

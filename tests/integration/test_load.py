@@ -259,6 +259,18 @@ async def test_a_classic_engine_that_builds(classic_engine_address: str, context
         await loaded(classic_engine_address, context, push=True, tags=["localhost:1/x"])
 
 
+async def test_what_a_classic_store_cannot_keep_is_told(classic_engine_address: str, context: Path) -> None:
+    """The image is there all the same; docker buildx says nothing."""
+    output = "type=image,name=plain:1,compression=zstd,force-compression=true"
+    result = await loaded(classic_engine_address, context, output, annotations={"a": "b"}, platforms=["amd64"])
+    assert result.notes == (
+        "the engine's classic image store keeps no annotations, compression, force-compression; "
+        "its containerd image store does",
+    )
+    assert ask(classic_engine_address, "/images/plain:1/json")["Architecture"] == "amd64"
+    assert (await loaded(classic_engine_address, context, load=True, tags=["plain:2"])).notes == ()
+
+
 async def test_a_context_that_is_not_there(daemon_address: str, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told of before anything is built."""
     monkeypatch.setenv("DOCKER_CONFIG", str(context))
