@@ -15,6 +15,7 @@ from buildkit_py.errors import InvalidOption, InvalidPlatform
 from buildkit_py.platforms import Platform
 
 _PLACE = re.compile(r"([a-z-]+)(?:\[([^\[\]]*)\])?")
+_ATTRIBUTE = re.compile(r"annotation(?:-([a-z-]+))?(?:\[([^\[\]]*)\])?\.(.+)")
 _EXPECTED = "expected KEY or LEVEL:KEY, of the levels manifest, index, manifest-descriptor and index-descriptor"
 
 
@@ -57,14 +58,17 @@ class Annotations:
 
         Without a level it is the manifest. A platform must be one of those that are built.
         """
-        items = tuple(item for name, value in given.items() for item in _parse(name, value))
-        for item in items:
-            if item.platform is not None and not any(item.platform.matches(platform) for platform in platforms):
-                built = ", ".join(map(str, platforms)) or "none is named"
-                raise InvalidOption(
-                    f"annotation {item.key!r} for {item.platform}: not a platform of this build ({built})"
-                )
-        return cls(items)
+        return cls(_checked([item for name, value in given.items() for item in _parse(name, value)], platforms))
+
+    def over(self, attrs: Mapping[str, str], platforms: Sequence[Platform]) -> Annotations:
+        """These over the ones among the attributes of an output, ``annotation-LEVEL[PLATFORM].KEY``; as parse()."""
+        found: list[Annotation] = []
+        for name, value in attrs.items():
+            if match := _ATTRIBUTE.fullmatch(name):
+                level, platform, key = match.groups()
+                place = (level or Level.MANIFEST.value) + ("" if platform is None else f"[{platform}]")
+                found.append(Annotation(*_place(place, name), key, value))
+        return Annotations(_checked(found, platforms) + self.items) if found else self
 
     @property
     def index(self) -> dict[str, str]:
@@ -83,18 +87,22 @@ class Annotations:
         """
         return {
             f"annotation-{item.level.value}.{item.key}": item.value
+            for item in self._for(platform)
+            if item.level in _OF_MANIFESTS
+        }
+
+    def of_images(self) -> dict[str, str]:
+        """Attributes for an exporter of several platforms' images, which finds its own for each."""
+        places = {None: ""} | {item.platform: f"[{item.platform}]" for item in self.items if item.platform is not None}
+        return {
+            f"annotation-{item.level.value}{places[item.platform]}.{item.key}": item.value
             for item in self.items
             if item.level in _OF_MANIFESTS
-            and (item.platform is None or (platform is not None and item.platform.matches(platform)))
         }
 
     def of_descriptor(self, platform: Platform) -> dict[str, str]:
         """Annotations of the entry of one platform's image."""
-        return {
-            item.key: item.value
-            for item in self.items
-            if item.level is Level.MANIFEST_DESCRIPTOR and (item.platform is None or item.platform.matches(platform))
-        }
+        return {item.key: item.value for item in self._for(platform) if item.level is Level.MANIFEST_DESCRIPTOR}
 
     def of_index(self) -> dict[str, str]:
         """Attributes for an exporter that makes the index itself."""
@@ -104,8 +112,27 @@ class Annotations:
             if item.level not in _OF_MANIFESTS
         }
 
+    def _for(self, platform: Platform | None) -> list[Annotation]:
+        """What one platform gets; that of the platform alone comes last, and so counts."""
+        named = [item for item in self.items if item.platform is not None]
+        own = [item for item in named if platform is not None and item.platform and item.platform.matches(platform)]
+        return [*(item for item in self.items if item.platform is None), *own]
+
     def _of(self, level: Level) -> dict[str, str]:
         return {item.key: item.value for item in self.items if item.level is level}
+
+
+def _checked(items: Sequence[Annotation], platforms: Sequence[Platform]) -> tuple[Annotation, ...]:
+    for item in items:
+        if item.platform is not None and not any(item.platform.matches(platform) for platform in platforms):
+            built = ", ".join(map(str, platforms)) or "none is named"
+            raise InvalidOption(f"annotation {item.key!r} for {item.platform}: not a platform of this build ({built})")
+    return tuple(items)
+
+
+def is_annotation(attribute: str) -> bool:
+    """Whether an attribute of an output is an annotation."""
+    return _ATTRIBUTE.fullmatch(attribute) is not None
 
 
 def _parse(name: str, value: str) -> list[Annotation]:

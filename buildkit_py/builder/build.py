@@ -335,7 +335,7 @@ class _Run:
             # An engine's embedded BuildKit writes Docker media types unless told otherwise.
             "oci-mediatypes": "true",
             **push.attrs,
-            **self._exports.annotations.of_image(platform),
+            **push.annotations.of_image(platform),
             "name": ",".join(push.repositories),
             "push": "true",
             "push-by-digest": "true",
@@ -376,7 +376,7 @@ class _Run:
             from buildkit_py.builder.publish import push_root
 
             parts = [entry.pushed[position] for entry in solved]
-            root = await push_root(await self._registries.open(), push, parts, self._exports.annotations)
+            root = await push_root(await self._registries.open(), push, parts)
             roots.insert(position, root)
         found = next((root for root in roots if root is not None), None)
         if self._keeps is not None and not self._exports.pushes:

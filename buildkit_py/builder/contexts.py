@@ -157,6 +157,8 @@ def _add_dockerfile(found: DockerfileSources, path: Path) -> None:
 def _add_named(found: DockerfileSources, name: str, value: str) -> None:
     key = _context_name(name)
     option = f"build context {name}"
+    if not value:
+        raise InvalidOption(f"{option}: must not be empty; '.' is this directory")
     if value.startswith(_LAYOUT):
         found.attrs[f"context:{key}"] = _layout_context(found, value.removeprefix(_LAYOUT), option)
     elif value.startswith((_IMAGE, "input:")) or _URL.match(value):
@@ -286,13 +288,13 @@ def _checked_layout(text: str, option: str) -> Path:
 
 
 def _context_name(name: str) -> str:
-    """The name that the frontend looks for: familiar, without ``:latest``; a stage name stays as it is."""
+    """The name that the frontend looks for: familiar, without ``:latest``. Names of stages are references, too."""
     if not name:
         raise InvalidOption("build context: the name must not be empty")
     try:
         reference = Reference.parse_normalized(name)
-    except InvalidReference:
-        return name
+    except InvalidReference as error:
+        raise InvalidOption(f"build context {name!r}: not a name that FROM could use, in lower case") from error
     return reference.familiar.removesuffix(":latest")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from buildkit_py.builder.annotations import Annotations, is_annotation
 from buildkit_py.builder.exports import FileExport, is_true
 from buildkit_py.builder.request import Plan
 from buildkit_py.errors import BuildKitError, InvalidOption, ProtocolError
@@ -98,7 +99,7 @@ class _FileOutput:
             self._target = _stream_target(Path(export.dest).absolute())
 
     def exporter(self, platform: Platform | None) -> ExporterSpec:
-        return image_exporter(self._export, self._plan, platform)
+        return image_exporter(self._export, platform)
 
     def target(self, platform: Platform | None) -> StreamTarget:
         return self._target
@@ -283,13 +284,15 @@ def _epoch_ns(plan: Plan) -> int:
     return int(text) * 10**9 if re.fullmatch(r"[0-9]{1,10}", text) else 0
 
 
-def image_exporter(export: FileExport, plan: Plan, platform: Platform | None) -> ExporterSpec:
+def image_exporter(export: FileExport, platform: Platform | None) -> ExporterSpec:
     """What a solve is asked for: each platform as a stream, whatever is written of it in the end."""
-    attrs = {key: value for key, value in export.spec.attrs.items() if key not in {"tar", "name"}}
+    attrs = {
+        key: value for key, value in export.spec.attrs.items() if key not in {"tar", "name"} and not is_annotation(key)
+    }
     if export.spec.type in {"oci", "docker"}:
         if export.references:
             attrs["name"] = ",".join(map(str, export.references))
-        attrs |= plan.exports.annotations.of_image(platform)
+        attrs |= export.annotations.of_image(platform)
     return ExporterSpec(type=export.spec.type, attrs=attrs)
 
 
@@ -308,12 +311,11 @@ class MergedLayout:
         return self._merger.open_stream(platform)
 
     def finish(
-        self, order: Sequence[Platform | None], plan: Plan, names: Sequence[Reference]
+        self, order: Sequence[Platform | None], names: Sequence[Reference], annotations: Annotations
     ) -> tuple[LayoutMerger, Descriptor]:
         """Join what came, with the annotations that belong to the index. Blocks."""
         if self._merger is None:
             raise ProtocolError("the daemon did not send a layout")
-        annotations = plan.exports.annotations
         root = self._merger.finish(
             order, annotations=annotations.index, descriptor_annotations=annotations.index_descriptor, names=names
         )
@@ -338,7 +340,7 @@ class LayoutOutput:
         self._layout = MergedLayout(self._path)
 
     def exporter(self, platform: Platform | None) -> ExporterSpec:
-        return image_exporter(self._export, self._plan, platform)
+        return image_exporter(self._export, platform)
 
     def target(self, platform: Platform | None) -> StreamTarget:
         return LayoutTarget(self._layout, platform)
@@ -347,7 +349,7 @@ class LayoutOutput:
         return await asyncio.to_thread(self._publish, order)
 
     def _publish(self, order: Sequence[Platform | None]) -> Descriptor:
-        merger, root = self._layout.finish(order, self._plan, self._export.references)
+        merger, root = self._layout.finish(order, self._export.references, self._export.annotations)
         if self._export.spec.type == "docker":
             merger.add_docker_manifest(self._export.references)
         if self._path is None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from buildkit_py.builder.annotations import Annotations
+from buildkit_py.builder.annotations import Annotations, is_annotation
 from buildkit_py.errors import InvalidOption, InvalidReference
 from buildkit_py.options import ExporterSpec
+from buildkit_py.platforms import Platform
 from buildkit_py.reference import Reference
 
 # What of an image output is ours to see to, or says where the image goes rather than what it is.
@@ -44,6 +45,7 @@ class Push:
     """Plain HTTP, and certificates that nobody vouches for, will do."""
     tagged: bool = True
     """False writes no tag: the root is there by its digest alone."""
+    annotations: Annotations = field(default_factory=Annotations)
 
     @property
     def repositories(self) -> tuple[str, ...]:
@@ -62,6 +64,7 @@ class Keep:
     """True loads it into an engine, False leaves it in the store of the daemon that builds."""
     context: str = ""
     """The docker context that names the engine; "" for the usual one."""
+    annotations: Annotations = field(default_factory=Annotations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class FileExport:
     dest: str
     references: tuple[Reference, ...]
     """Names for the entries of a layout, each with a tag."""
+    annotations: Annotations = field(default_factory=Annotations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,19 +85,13 @@ class Exports:
     pushes: tuple[Push, ...] = ()
     keeps: tuple[Keep, ...] = ()
     files: tuple[FileExport, ...] = ()
-    annotations: Annotations = field(default_factory=Annotations)
+    names: tuple[Reference, ...] = ()
+    """What images are called, wherever they go, as daemons say it."""
 
     @property
     def references(self) -> tuple[Reference, ...]:
         """All that is pushed, each with a tag."""
         return tuple(dict.fromkeys(reference for push in self.pushes for reference in push.references))
-
-    @property
-    def names(self) -> tuple[Reference, ...]:
-        """What images are called, wherever they go."""
-        kept = [keep.references for keep in self.keeps]
-        filed = [file.references for file in self.files if file.spec.type in {"oci", "docker"}]
-        return tuple(dict.fromkeys(name for names in (self.references, *kept, *filed) for name in names))
 
 
 def plan_exports(
@@ -103,6 +101,7 @@ def plan_exports(
     push: bool,
     load: bool,
     annotations: Annotations,
+    platforms: Sequence[Platform] = (),
 ) -> Exports:
     """Sort the outputs; raise InvalidOption or InvalidReference for what no daemon could do."""
     for tag in tags:
@@ -120,21 +119,30 @@ def plan_exports(
     pushes: list[Push] = []
     keeps: list[Keep] = []
     files: list[FileExport] = []
+    called: dict[Reference, Reference] = {}
     for spec in specs:
         given = _names(spec, tags)
+        if spec.type not in {"local", "tar"}:
+            # Daemons say the names of images as they were given to them, those of archives with a tag.
+            plain = spec.type == "image"
+            called |= {tagged(name): Reference.parse_normalized(name) if plain else tagged(name) for name in given}
         names = tuple(dict.fromkeys(tagged(name) for name in given))
+        own = annotations.over(spec.attrs, platforms)
         if spec.dest is not None:
-            files.append(FileExport(spec=spec, dest=spec.dest, references=names))
+            files.append(FileExport(spec=spec, dest=spec.dest, references=names, annotations=own))
         elif spec.type == "docker":
-            keeps.append(Keep(references=names, attrs=_image_attrs(spec), engine=True, context=_context(spec)))
+            attrs, context = _image_attrs(spec), _context(spec)
+            keeps.append(Keep(references=names, attrs=attrs, engine=True, context=context, annotations=own))
         else:
             pushed = push or is_true(spec.attrs.get("push"))
             if pushed:
-                pushes.append(_push(spec, names, given))
+                pushes.append(_push(spec, names, given, own))
             if not pushed or is_true(spec.attrs.get("store")) or is_true(spec.attrs.get("unpack")):
-                keeps.append(Keep(references=names, attrs=_image_attrs(spec, *_STORE_ONLY), engine=False))
+                attrs = _image_attrs(spec, *_STORE_ONLY)
+                keeps.append(Keep(references=names, attrs=attrs, engine=False, annotations=own))
     _check_files(files)
-    return Exports(pushes=_merged(pushes), keeps=tuple(keeps), files=tuple(files), annotations=annotations)
+    names = tuple(called.values())
+    return Exports(pushes=_merged(pushes), keeps=tuple(keeps), files=tuple(files), names=names)
 
 
 def tagged(text: str) -> Reference:
@@ -155,21 +163,27 @@ def _names(spec: ExporterSpec, tags: Sequence[str]) -> Sequence[str]:
     return tags or [name for name in spec.attrs.get("name", "").split(",") if name]
 
 
-def _push(spec: ExporterSpec, names: tuple[Reference, ...], given: Sequence[str]) -> Push:
+def _push(spec: ExporterSpec, names: tuple[Reference, ...], given: Sequence[str], annotations: Annotations) -> Push:
     if not names:
         raise InvalidOption("output type=image,push=true: needs name=... or a tag")
     by_digest = is_true(spec.attrs.get("push-by-digest"))
     if by_digest and (own := next((name for name in given if Reference.parse_normalized(name).tag), None)):
         raise InvalidOption(f"output push-by-digest=true: {own} has a tag, and none would be written")
     insecure = is_true(spec.attrs.get("registry.insecure"))
-    return Push(references=names, attrs=_image_attrs(spec), insecure=insecure, tagged=not by_digest)
+    return Push(
+        references=names,
+        attrs=_image_attrs(spec),
+        insecure=insecure,
+        tagged=not by_digest,
+        annotations=annotations,
+    )
 
 
 def _merged(pushes: Sequence[Push]) -> tuple[Push, ...]:
     """One for each kind of image, with all its names."""
     kinds: dict[tuple[object, ...], Push] = {}
     for push in pushes:
-        kind = (tuple(sorted(push.attrs.items())), push.insecure, push.tagged)
+        kind = (tuple(sorted(push.attrs.items())), push.insecure, push.tagged, push.annotations)
         before = kinds.get(kind)
         references = (*before.references, *push.references) if before else push.references
         kinds[kind] = Push(
@@ -177,6 +191,7 @@ def _merged(pushes: Sequence[Push]) -> tuple[Push, ...]:
             attrs=push.attrs,
             insecure=push.insecure,
             tagged=push.tagged,
+            annotations=push.annotations,
         )
     names = [reference for push in kinds.values() if push.tagged for reference in push.references]
     for name in names:
@@ -188,7 +203,8 @@ def _merged(pushes: Sequence[Push]) -> tuple[Push, ...]:
 def _image_attrs(spec: ExporterSpec, *more: str) -> Mapping[str, str]:
     """What the image is to be like."""
     dropped = (_PLACEMENT | _STORE_ONLY | {"context"}) - set(more)
-    return MappingProxyType({key: value for key, value in spec.attrs.items() if key not in dropped})
+    kept = {key: value for key, value in spec.attrs.items() if key not in dropped and not is_annotation(key)}
+    return MappingProxyType(kept)
 
 
 def _context(spec: ExporterSpec) -> str:

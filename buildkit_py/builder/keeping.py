@@ -74,9 +74,9 @@ class Keeping:
             if not info.containerd_store:
                 self._note_loss(keep)
             if own is not None and engine.address == own.address:
-                self._loaded.append(_EngineKeep(self._client, self._plan, keep, engine, chosen))
+                self._loaded.append(_EngineKeep(self._client, keep, engine, chosen))
             else:
-                outputs.add(_LoadOutput(self._plan, keep, engine, info, chosen))
+                outputs.add(_LoadOutput(keep, engine, info, chosen))
 
     def exporters(self, platform: Platform | None) -> tuple[ExporterSpec, ...]:
         """What the solve of one platform is asked for."""
@@ -111,8 +111,9 @@ class Keeping:
         return len(self._plan.platforms) > 1
 
     def _image(self, keep: Keep, platform: Platform | None) -> ExporterSpec:
-        annotations = self._plan.exports.annotations
-        attrs = {**keep.attrs, **annotations.of_image(platform), **annotations.of_index()}
+        annotations = keep.annotations
+        of_images = annotations.of_images() if self._joint else annotations.of_image(platform)
+        attrs = {**keep.attrs, **of_images, **annotations.of_index()}
         if keep.references:
             attrs["name"] = ",".join(map(str, keep.references))
         return ExporterSpec(type="image", attrs=attrs)
@@ -168,11 +169,8 @@ class _EngineKeep:
     engine has been given the index, which then holds them.
     """
 
-    def __init__(
-        self, client: Client, plan: Plan, keep: Keep, engine: Engine, platforms: tuple[Platform | None, ...]
-    ) -> None:
+    def __init__(self, client: Client, keep: Keep, engine: Engine, platforms: tuple[Platform | None, ...]) -> None:
         self._client = client
-        self._plan = plan
         self._keep = keep
         self._engine = engine
         self.platforms = platforms
@@ -186,7 +184,7 @@ class _EngineKeep:
 
     def exporter(self, platform: Platform | None) -> ExporterSpec:
         self._asked = True
-        annotations = self._plan.exports.annotations
+        annotations = self._keep.annotations
         # As images that are pushed, so that the same build is the same image here and there.
         attrs = {"oci-mediatypes": "true", **self._keep.attrs, **annotations.of_image(platform)}
         if platform in self._names:
@@ -200,7 +198,7 @@ class _EngineKeep:
     async def publish(self, order: Sequence[Platform | None]) -> Descriptor | None:
         if not self._names:
             return None
-        annotations = self._plan.exports.annotations
+        annotations = self._keep.annotations
         roots = [await self._root(platform) for platform in order if platform is not None]
         raw = encode_index(assemble(roots), annotations=annotations.index)
         index = Index.parse(raw)
@@ -230,33 +228,35 @@ class _EngineKeep:
             return PlatformRoot(descriptor=content.descriptor, index=content)
         config = ImageConfig.parse(await self._client.read_blob(content.config.digest, MAX_CONFIG_BYTES))
         descriptor = content.descriptor.with_platform(config.platform)
-        return PlatformRoot(
-            descriptor=descriptor.with_annotations(self._plan.exports.annotations.of_descriptor(platform))
-        )
+        return PlatformRoot(descriptor=descriptor.with_annotations(self._keep.annotations.of_descriptor(platform)))
 
 
 class _LoadOutput:
     """An image for an engine other than the one that builds: a layout, loaded without what is there already."""
 
-    def __init__(
-        self, plan: Plan, keep: Keep, engine: Engine, info: EngineInfo, platforms: tuple[Platform | None, ...]
-    ) -> None:
-        self._plan = plan
+    def __init__(self, keep: Keep, engine: Engine, info: EngineInfo, platforms: tuple[Platform | None, ...]) -> None:
         self._keep = keep
         self._engine = engine
         self._info = info
         self._platforms = platforms
-        self._export = FileExport(spec=ExporterSpec(type="oci", attrs=keep.attrs), dest="-", references=keep.references)
+        self._export = FileExport(
+            spec=ExporterSpec(type="oci", attrs=keep.attrs),
+            dest="-",
+            references=keep.references,
+            annotations=keep.annotations,
+        )
         self._layout = MergedLayout(None)
 
     def exporter(self, platform: Platform | None) -> ExporterSpec:
-        return image_exporter(self._export, self._plan, platform)
+        return image_exporter(self._export, platform)
 
     def target(self, platform: Platform | None) -> StreamTarget | None:
         return LayoutTarget(self._layout, platform) if platform in self._platforms else None
 
     async def publish(self, order: Sequence[Platform | None]) -> Descriptor | None:
-        merger, root = await asyncio.to_thread(self._layout.finish, self._platforms, self._plan, self._keep.references)
+        merger, root = await asyncio.to_thread(
+            self._layout.finish, self._platforms, self._keep.references, self._keep.annotations
+        )
         await asyncio.to_thread(merger.add_docker_manifest, self._keep.references)
         if self._info.containerd_store:
             await self._load_missing(merger)

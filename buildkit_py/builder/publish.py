@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from buildkit_py.builder.annotations import Annotations
 from buildkit_py.builder.exports import Push
 from buildkit_py.errors import ProtocolError, sole_error
 from buildkit_py.oci import (
@@ -85,19 +84,19 @@ async def collect(
     )
 
 
-async def push_root(registry: Registry, push: Push, pushed: Sequence[Pushed], annotations: Annotations) -> Descriptor:
+async def push_root(registry: Registry, push: Push, pushed: Sequence[Pushed]) -> Descriptor:
     """Write the root of one platform or of several to every name, by digest first, tags last; its descriptor.
 
     One platform keeps the bytes that the daemon pushed; several get an index of all their children, which are
     in every repository already. A failure leaves later names unwritten and none incomplete.
     """
-    raw, root = _root(pushed, annotations.index)
+    raw, root = _root(pushed, push.annotations.index)
     tags: dict[str, list[str]] = {}
     for reference in push.references:
         tags.setdefault(reference.name, []).append(reference.tag_or_latest)
     for repository, names in tags.items():
         await registry.push_manifest(repository, raw, root.media_type, tags=names if push.tagged else ())
-    said = annotations.index_descriptor
+    said = push.annotations.index_descriptor
     return root.with_annotations({**root.annotations, **said}) if said else root
 
 
@@ -134,13 +133,18 @@ async def _image(
     raw = await registry.fetch_blob_bytes(repository.name, manifest.config, MAX_CONFIG_BYTES)
     config = ImageConfig.parse(raw)
     wanted = platform or entry.platform or config.platform
-    if config.platform.normalized() != replace(wanted.normalized(), os_version="", os_features=()):
+    # An image of Windows may be of another release than was asked for: its base image's.
+    if _base(config.platform) != _base(wanted):
         raise ProtocolError(
             f"{repository.name}@{entry.digest}: the image for {wanted} says that it is for {config.platform}"
         )
     placed = entry.with_platform(entry.platform or wanted)
     check_entry(placed, config)
     return Child(descriptor=placed, manifest=manifest)
+
+
+def _base(platform: Platform) -> Platform:
+    return replace(platform.normalized(), os_version="", os_features=())
 
 
 async def _fetch(registry: Registry, repository: Reference, descriptor: Descriptor) -> Manifest | Index:

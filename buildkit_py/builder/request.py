@@ -17,7 +17,7 @@ from buildkit_py.builder.exports import Exports, plan_exports
 from buildkit_py.builder.services import check_services
 from buildkit_py.builder.steps import step_attrs, step_entitlements
 from buildkit_py.errors import InvalidOption
-from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
+from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec, parse_fields
 from buildkit_py.platforms import Platform, parse_platforms
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ DEFAULT_PROVENANCE = "mode=min,inline-only=true"
 """What docker buildx asks for when nobody says anything."""
 
 _ATTESTATIONS = frozenset({"provenance", "sbom"})
+_ENTITLEMENTS = frozenset({"network.host", "security.insecure", "device"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,16 +224,34 @@ def plan_common(request: CommonRequest) -> Common:
         platform.check_known()
     annotations = Annotations.parse(request.annotations, platforms)
     exports = plan_exports(
-        request.outputs, tags=request.tags, push=request.push, load=request.load, annotations=annotations
+        request.outputs,
+        tags=request.tags,
+        push=request.push,
+        load=request.load,
+        annotations=annotations,
+        platforms=platforms,
     )
     attrs: dict[str, str] = {}
     for kind, parameters in request.attestations.items():
         if kind not in _ATTESTATIONS:
             raise InvalidOption(f"attestation {kind!r}: expected provenance or sbom")
+        if kind == "provenance":
+            _check_provenance(parameters)
         attrs[f"attest:{kind}"] = parameters
+    for name in request.allow:
+        if name.partition("=")[0] not in _ENTITLEMENTS:
+            known = ", ".join(sorted(_ENTITLEMENTS))
+            raise InvalidOption(f"allow {name!r}: no entitlement of BuildKit; expected one of {known}")
     if request.cache_from or request.cache_to:
         from buildkit_py.builder.caches import plan_caches  # many builds have none
 
         plan_caches(request.cache_from, request.cache_to, platforms)
     check_services(request.secrets, request.ssh)
     return Common(platforms=platforms, exports=exports, attrs=attrs)
+
+
+def _check_provenance(parameters: str) -> None:
+    """A daemon would say it when all is built."""
+    mode = dict(parse_fields(parameters, option="attestation provenance")).get("mode", "min") if parameters else "min"
+    if mode not in {"min", "max"}:
+        raise InvalidOption(f"attestation provenance: mode={mode}: expected min or max")

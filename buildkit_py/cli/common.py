@@ -147,8 +147,8 @@ async def run_build(args: argparse.Namespace, request: BuildRequest | GraphReque
     digest = None if result.digest is None else str(result.digest)
     if args.metadata_file:
         write_text(Path(args.metadata_file), json.dumps(result.metadata(), indent=2) + "\n")
-    if args.iidfile and result.image_id is not None:
-        write_text(Path(args.iidfile), result.image_id)
+    if args.iidfile:
+        write_text(Path(args.iidfile), result.image_id or "")  # that of an earlier build would be wrong
     if args.digest_file and result.descriptor is not None:
         write_text(Path(args.digest_file), _digest_file(result))
     printed = result.image_id if args.quiet or digest is None else digest

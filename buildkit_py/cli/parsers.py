@@ -11,6 +11,8 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as everything else here does; the whole usage is what --help is for."""
 
     def error(self, message: str) -> NoReturn:
+        # argparse's words for a value that a switch does not take; it ignores nothing.
+        message = message.replace("ignored explicit argument ", "expected true or false, not ")
         self.exit(2, f"error: {message}; {self.prog} --help shows what it takes\n")
 
 

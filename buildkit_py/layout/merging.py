@@ -93,6 +93,9 @@ class LayoutMerger(StagedLayout):
             children = assemble([export.root for export in exports], platforms)
             raw = encode_index([_without_time(child) for child in children], annotations=annotations)
             root = Index.parse(raw).descriptor
+            if times := [child.annotations[_CREATED] for child in children if _CREATED in child.annotations]:
+                # As the daemon stamps the index that it makes itself.
+                root = root.with_annotations({_CREATED: max(times)})
             reachable.add(root.digest)
             self._put(root.digest, raw)
         if descriptor_annotations:

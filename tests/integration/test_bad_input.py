@@ -178,6 +178,91 @@ ROWS: Mapping[str, Row] = {
     "dockerfile-missing": usage(build("-f", "missing"), "Dockerfile: missing does not exist", "--file"),
     "dockerfile-directory": usage(build("-f", "folder"), "Dockerfile: folder is not a file"),
     "words": usage(build("--bogus"), "unrecognized arguments: --bogus"),
+    # flags that make no sense
+    "flag-add-host": usage(build("--add-host", "x"), "add-host 'x': expected NAME:ADDRESS"),
+    "flag-add-host-address": usage(build("--add-host", "x:nowhere"), "'nowhere' is no IP address"),
+    "flag-allow": usage(
+        build("--allow", "nope"), "allow 'nope': no entitlement of BuildKit; expected one of device, network.host"
+    ),
+    "flag-annotation-level": usage(build("--annotation", "nope:a=b"), "'nope' is no level; expected KEY or LEVEL:KEY"),
+    "flag-annotation-no-value": usage(build("--annotation", "a"), "--annotation 'a': expected NAME=VALUE"),
+    "flag-annotation-no-key": usage(build("--annotation", "index:=b"), "has no key"),
+    "flag-annotation-platform": usage(
+        build("--platform", "linux/amd64", "--annotation", "manifest[linux/s390x]:a=b"),
+        "annotation 'a' for linux/s390x: not a platform of this build",
+    ),
+    "flag-annotation-index-platform": usage(
+        build("--annotation", "index[linux/amd64]:a=b"), "an index is for all platforms"
+    ),
+    "flag-attest-no-type": usage(build("--attest", "mode=max"), "type=... is missing"),
+    "flag-attest-type": usage(build("--attest", "type=nope"), "attestation 'nope': expected provenance or sbom"),
+    "flag-attest-disabled": usage(build("--attest", "type=sbom,disabled=maybe"), "expected true or false"),
+    "flag-provenance-word": usage(build("--provenance", "most"), "'most' is not key=value"),
+    "flag-provenance-mode": usage(
+        build("--provenance", "mode=huge"), "attestation provenance: mode=huge: expected min or max"
+    ),
+    "flag-sbom-word": usage(build("--sbom", "perhaps"), "'perhaps' is not key=value"),
+    "flag-build-arg-no-name": usage(build("--build-arg", "=x"), "--build-arg '=x': expected NAME=VALUE"),
+    "flag-build-arg-syntax": usage(build("--build-arg", "BUILDKIT_SYNTAX="), "BUILDKIT_SYNTAX: is empty"),
+    "flag-build-context-no-value": usage(
+        build("--build-context", "more"), "--build-context 'more': expected NAME=VALUE"
+    ),
+    "flag-build-context-empty": usage(build("--build-context", "more="), "build context more: must not be empty"),
+    "flag-build-context-name": usage(
+        build("--build-context", "a b=folder"), "build context 'a b': not a name that FROM could use"
+    ),
+    "flag-build-context-scheme": usage(build("--build-context", "more=weird://x"), "unknown scheme in 'weird://x'"),
+    "flag-build-context-image": usage(build("--build-context", "more=docker-image://A B"), "build context more"),
+    "flag-build-context-layout": usage(build("--build-context", "more=oci-layout://missing"), "build context more"),
+    "flag-cache-to-type": usage(build("--cache-to", "type=wat,x=y"), "cache: unknown type 'wat'; expected one of"),
+    "flag-cache-to-no-type": usage(build("--cache-to", "ref=x"), "cache: type=... is missing"),
+    "flag-cache-to-no-ref": usage(build("--cache-to", "type=registry"), "cache type=registry: ref=... is missing"),
+    "flag-cache-to-no-dest": usage(build("--cache-to", "type=local"), "cache-to type=local: dest=DIRECTORY is missing"),
+    "flag-cache-to-mode": usage(build("--cache-to", "type=inline,mode=most"), "mode=most: expected min or max"),
+    "flag-cache-from-twice": usage(build("--cache-from", "type=local,src=a,src=b"), "src is given twice"),
+    "flag-cache-from-no-src": usage(
+        build("--cache-from", "type=local"), "cache-from type=local: src=DIRECTORY is missing"
+    ),
+    "flag-cache-from-word": usage(build("--cache-from", "type=registry,bare"), "cache 'bare': expected key=value"),
+    "flag-call-format": usage(build("--call", "check,format=xml"), "expected METHOD[,format=json][,ignorestatus=true]"),
+    "flag-label-no-name": usage(build("--label", "=v"), "--label '=v': expected NAME=VALUE"),
+    "flag-network": usage(build("--network", "wat"), "network 'wat': expected default, host or none"),
+    "flag-no-cache-and-filter": usage(
+        build("--no-cache", "--no-cache-filter", "a"), "no-cache and no-cache-filter: cannot be used together"
+    ),
+    "flag-switch": usage(build("--push=maybe"), "--push: expected true or false, not 'maybe'"),
+    "flag-progress": usage(build("--progress", "wat"), "--progress: invalid choice: 'wat'"),
+    "flag-quiet-progress": usage(
+        build("-q", "--progress", "plain"), "--quiet and --progress=plain: cannot be used together"
+    ),
+    "flag-output-twice": usage(build("-o", "type=local,dest=a,dest=b"), "'dest' is given twice"),
+    "flag-output-compression": usage(build("-o", "type=image,compression=lzma"), "compression=lzma: expected one of"),
+    "flag-output-level": usage(
+        build("-o", "type=image,compression=zstd,compression-level=99"), "compression-level=99: expected 0 to 22"
+    ),
+    "flag-output-boolean": usage(build("-o", "type=image,push=maybe"), "push=maybe: expected true or false"),
+    "flag-output-dest": usage(build("-o", "type=image,dest=x"), "dest is not used by this type"),
+    "flag-output-annotation": usage(build("-o", "type=image,annotation-nope.a=b"), "'nope' is no level"),
+    "flag-output-stdout-twice": usage(
+        build("-o", "-", "-o", "type=oci,dest=-"), "two outputs have the same destination"
+    ),
+    "flag-secret-no-id": usage(build("--secret", "src=file"), "secret: id=... is missing"),
+    "flag-secret-missing": usage(build("--secret", "id=s,src=missing"), "secret s: missing does not exist"),
+    "flag-secret-two-places": usage(build("--secret", "id=s,src=file,env=X"), "expected one place to take it from"),
+    "flag-secret-type": usage(build("--secret", "id=s,type=magic"), "secret type=magic: expected file or env"),
+    "flag-secret-key": usage(build("--secret", "id=s,size=1"), "secret 'size': expected id=..."),
+    "flag-shm-size": usage(build("--shm-size", "lots"), "--shm-size 'lots': expected a size"),
+    "flag-ssh-missing": usage(build("--ssh", "default=missing"), "ssh default: missing"),
+    "flag-ssh-no-id": usage(build("--ssh", "=file"), "ssh: the id is missing"),
+    "flag-ssh-raw": usage(build("--ssh", "default=file,raw=maybe"), "raw=maybe: expected true or false"),
+    "flag-ulimit": usage(build("--ulimit", "nofile=a"), "ulimit 'nofile=a': expected NAME=SOFT[:HARD]"),
+    "flag-ulimit-name": usage(build("--ulimit", "zzz=1"), "unknown limit 'zzz'"),
+    "flag-ulimit-order": usage(build("--ulimit", "nofile=5:1"), "the soft limit is above the hard one"),
+    "flag-iidfile-directory": usage(build("--iidfile", "folder"), "folder: is a directory"),
+    "flag-iidfile-files": usage(
+        plain("build", ".", "-o", "out", "--iidfile", "iid"), "type local and tar have no image id"
+    ),
+    "two-contexts": usage(build("folder"), "unrecognized arguments: folder"),
     "progress": usage(build("--progress", "tty"), "not a terminal"),
     "run-env": usage(plain("run", "{image}", "-e", "=x"), "env '=x': expected NAME=VALUE"),
     # what only the frontend knows

@@ -7,6 +7,7 @@ for byte; with attestations, the images that they are about.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import tarfile
@@ -52,7 +53,7 @@ class Case:
     output: str = OUTPUT
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     stdin: str = ""
-    """What comes through standard input: the ``Dockerfile``, or the whole ``context``."""
+    """What comes through standard input: the ``Dockerfile``, or the whole ``context``, maybe a ``packed context``."""
     buildkitd_only: str = ""
     """Why an engine cannot do it, if it cannot."""
 
@@ -128,6 +129,81 @@ CASES: Mapping[str, Case] = {
         dockerfile=SHELL + "RUN echo $http_proxy > /proxy\n", flags=("--build-arg", "http_proxy=http://proxy:1")
     ),
     "emulated": Case(dockerfile=SHELL + "RUN uname -m > /machine\n", flags=TWO),
+    # The odd ones
+    "annotations of an output": Case(
+        dockerfile=ARCHITECTURES,
+        flags=(*TWO, "--annotation", "manifest:z=flag"),
+        output=f"{OUTPUT},annotation.a=b,annotation-manifest.z=attribute,annotation-index.e=f,annotation-manifest[linux/arm64].g=h"
+        ",annotation-manifest-descriptor.i=j",
+    ),
+    "an annotation of one platform before that of all": Case(
+        dockerfile=ARCHITECTURES,
+        flags=(*TWO, "--annotation", "manifest[linux/amd64]:z=own", "--annotation", "manifest:z=all"),
+    ),
+    "annotations that are no words": Case(
+        flags=("--annotation", "org.x/y=1,2=ü", "--annotation", "empty=", "--annotation", "a=1", "--annotation", "a=2")
+    ),
+    "another escape": Case(dockerfile="# escape=`\nFROM scratch\nCOPY file `\n  /\n"),
+    "checks that are skipped": Case(dockerfile="# check=skip=all;error=true\nfrom scratch as A\nCOPY file /\n"),
+    "a mark and long line ends": Case(dockerfile="\ufeffFROM scratch\r\nCOPY file /\r\n"),
+    "a platform as argument": Case(dockerfile="ARG P=linux/arm64\nFROM --platform=$P scratch\nCOPY file /\n"),
+    "built here for elsewhere": Case(
+        dockerfile="FROM --platform=$BUILDPLATFORM alpine AS b\nARG TARGETPLATFORM\nARG BUILDPLATFORM\n"
+        "RUN echo $BUILDPLATFORM $TARGETPLATFORM > /o\nFROM scratch\nCOPY --from=b /o /\n",
+        flags=THREE,
+    ),
+    "steps for later": Case(
+        dockerfile="FROM scratch AS a\nONBUILD COPY file /later\nONBUILD LABEL x=y\nFROM a\nCOPY file /now\n", flags=TWO
+    ),
+    "a target in capitals": Case(
+        dockerfile="FROM scratch AS one\nCOPY file /a\nFROM scratch AS two\nCOPY file /b\n", flags=("--target", "ONE")
+    ),
+    "arguments that are no words": Case(
+        dockerfile="FROM scratch\nARG A\nARG B\nARG C=c\nARG D\nLABEL a=$A b=$B c=$C d=$D\n",
+        flags=(
+            *("--build-arg", "A=x=y=z", "--build-arg", "B=ünï 日本", "--build-arg", "C="),
+            *("--build-arg", "D=1", "--build-arg", 'D=two\nlines "quoted" $HOME \\x'),
+        ),
+    ),
+    "an argument that platforms set": Case(dockerfile=ARCHITECTURES, flags=("--build-arg", "TARGETARCH=other")),
+    "labels over labels": Case(
+        dockerfile="FROM scratch\nLABEL a=file b=file\nCOPY file /\n",
+        flags=("--label", "a=flag", "--label", "c=ü", "--label", 'd="q"', "--label", "a=last"),
+    ),
+    "several stages again": Case(
+        dockerfile="FROM scratch AS a\nCOPY file /\nFROM scratch AS B\nCOPY file /b\nFROM a\nCOPY --from=B / /\n",
+        flags=("--no-cache-filter", "a", "--no-cache-filter", "B,nope"),
+    ),
+    "other spellings of platforms": Case(dockerfile=ARCHITECTURES, flags=("--platform", "aarch64,x86_64")),
+    "variants": Case(dockerfile=ARCHITECTURES, flags=("--platform", "linux/arm64/v8,linux/amd64/v2,linux/arm/v6")),
+    "scripts": Case(
+        dockerfile=SHELL + "RUN <<EOF\nset -e\necho one > /o\nEOF\nCOPY <<-EOT /t\n\ttabbed $HOME\n\tEOT\n"
+    ),
+    "all that COPY can": Case(
+        dockerfile="FROM scratch\nCOPY --link --chmod=751 --chown=7:8 file /x/\nADD --chmod=600 file /s/\n"
+    ),
+    "mounts": Case(
+        dockerfile=SHELL + "RUN --mount=type=bind,target=/c --mount=type=tmpfs,target=/t "
+        "--mount=type=cache,id=parity,target=/k cat /c/file > /o\n"
+    ),
+    "a secret of the environment": Case(
+        dockerfile=SHELL + "RUN --mount=type=secret,id=s sha256sum /run/secrets/s > /o\n",
+        flags=("--secret", "id=s,env=HUSHED"),
+        env={"HUSHED": "hush"},
+    ),
+    "a stage that is a context": Case(
+        dockerfile="FROM scratch AS base\nCOPY missing /\nFROM scratch\nCOPY --from=base inner /\n",
+        flags=("--build-context", "base={folder}/more"),
+    ),
+    "ignored but for some": Case(dockerfile="FROM scratch\nCOPY . /\n", flags=("-f", "{folder}/Picky")),
+    "a packed context on stdin": Case(stdin="packed context"),
+    "an epoch of nothing": Case(env={"SOURCE_DATE_EPOCH": "0"}, flags=TWO),
+    "inline caches": Case(dockerfile=ARCHITECTURES, flags=(*TWO, "--cache-to", "type=inline")),
+    "zstd with all around it": Case(
+        dockerfile=ARCHITECTURES,
+        output=f"{OUTPUT},compression=zstd,compression-level=3,force-compression=true",
+        flags=(*THREE, "--annotation", "index:a=b", "--label", "c=d", "--cache-to", "type=inline"),
+    ),
 }
 
 
@@ -156,6 +232,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "more" / "inner").write_text("more")
     (tmp_path / "secret").write_text("hush")
     (tmp_path / "Other").write_text("FROM scratch\nCOPY file /other\n")
+    (tmp_path / "Picky").write_text("FROM scratch\nCOPY . /\n")
+    (tmp_path / "Picky.dockerignore").write_text("**\n!fi*\n!ign?red\n")
     return tmp_path
 
 
@@ -169,8 +247,8 @@ def archive(context: Path) -> bytes:
 
 def arguments(case: Case, folder: Path, alpine: str, tag: str) -> list[str]:
     flags = [flag.replace("{folder}", str(folder)) for flag in case.flags]
-    context = "-" if case.stdin == "context" else str(folder / "context")
-    named = ["--build-context", f"alpine={alpine}"] if "FROM alpine" in case.dockerfile else []
+    context = "-" if "context" in case.stdin else str(folder / "context")
+    named = ["--build-context", f"alpine={alpine}"] if " alpine" in case.dockerfile else []
     return ["--provenance=false", "-t", tag, "-o", case.output, *named, *flags, context]
 
 
@@ -181,8 +259,10 @@ def run_both(case: Case, folder: Path, alpine: str, tag: str, peer: Buildx, cli:
         stdin = case.dockerfile.encode()
     else:
         (folder / "context" / "Dockerfile").write_text(case.dockerfile)
-    if case.stdin == "context":
+    if "context" in case.stdin:
         stdin = archive(folder / "context")
+    if "packed" in case.stdin:
+        stdin = gzip.compress(stdin)
     env = EPOCH | dict(case.env)
     theirs = peer.build(*arguments(case, folder, alpine, f"{tag}-theirs"), env=env, stdin=stdin)
     assert theirs.code == 0, theirs.stderr
@@ -284,6 +364,8 @@ def test_the_same_images_with_attestations(
 METADATA: Mapping[str, tuple[str, ...]] = {
     "pushed": ("-o", OUTPUT, "--provenance=false"),
     "attested": ("-o", OUTPUT),
+    "kept": ("-o", "type=image,oci-mediatypes=true", "--provenance=false", *TWO),
+    "layouts": ("-o", "type=oci,dest={folder}/out.tar,oci-mediatypes=true", "--provenance=false", *TWO),
     "two platforms": ("-o", OUTPUT, "--provenance=false", *TWO),
     "a layout": ("-o", "type=oci,dest={folder}/out.tar", "--provenance=false"),
     "files": ("-o", "type=local,dest={folder}/out"),

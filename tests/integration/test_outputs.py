@@ -69,6 +69,24 @@ async def images(reference: str) -> list[Manifest]:
 
 # Images that are pushed
 
+
+@pytest.mark.parametrize("others", [(), ("linux/amd64",)], ids=["alone", "with-another"])
+async def test_a_release_of_windows(daemon_address: str, context: Path, name: str, others: tuple[str, ...]) -> None:
+    """Stands in the config and in the index; docker-buildx drops it on the way to the daemon."""
+    windows = "windows(10.0.17763)/amd64"
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY file /\n")
+    await built(daemon_address, context, f"type=image,push=true,name={name}:1", platforms=[windows, *others])
+    found = await fetch(f"{name}:1")
+    if isinstance(found, Index):
+        assert [str(entry.platform) for entry in found.images] == [windows, *others]
+    else:
+        assert not others
+    async with Registry() as client:
+        manifest, *_ = await images(f"{name}:1")
+        config = json.loads(await client.fetch_blob_bytes(name, manifest.config, 1 << 20))
+    assert (config["os"], config["os.version"]) == ("windows", "10.0.17763")
+
+
 COMPRESSED = {
     "compression=uncompressed,force-compression=true": "application/vnd.oci.image.layer.v1.tar",
     "compression=gzip,compression-level=9,force-compression=true": "application/vnd.oci.image.layer.v1.tar+gzip",

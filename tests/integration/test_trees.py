@@ -178,6 +178,48 @@ def test_a_file_of_more_than_4_gib(daemon_address: str, context: Path, tmp_path:
             dest.unlink()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_million_files(daemon_address: str, context: Path, tmp_path: Path) -> None:
+    """A thousand directories of a thousand files, sent as a context and exported, then sent unchanged.
+
+    What a client must remember of a listing grows with it: for what it sends the name of a file that the daemon has
+    not asked for yet, for what it receives that of one that it has not asked for. Content and stats do not.
+    """
+    tree = context / "tree"
+    for folder in range(1000):
+        (tree / f"directory-{folder:03}").mkdir()
+        handle = os.open(tree / f"directory-{folder:03}", os.O_RDONLY)
+        for number in range(1000):
+            file = os.open(f"file-{number:03}.txt", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=handle)
+            os.write(file, b"%d/%d" % (folder, number))
+            os.close(file)
+        os.close(handle)
+    out = tmp_path / "out"
+    cli = CommandLine(address=daemon_address, docker_config=tmp_path / "docker")
+    command = [sys.executable, "-m", "buildkit_py", "build", str(context), "--progress", "quiet"]
+    peaks: dict[str, int] = {}
+    for name, words in {"cold": ["-o", f"type=local,dest={out}"], "unchanged": ["-o", "type=cacheonly"]}.items():
+        process = subprocess.Popen([*command, *words], env=cli.environment())
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        peaks[name] = usage.ru_maxrss // 1024
+        print(f"{name}: {peaks[name]} MiB, {usage.ru_utime + usage.ru_stime:.0f} s of CPU")
+    assert len(os.listdir(out)) == 1000
+    for folder in range(1000):
+        found = out / f"directory-{folder:03}"
+        handle = os.open(found, os.O_RDONLY)
+        assert sorted(os.listdir(handle)) == [f"file-{number:03}.txt" for number in range(1000)]
+        for number in range(0, 1000, 37):
+            file = os.open(f"file-{number:03}.txt", os.O_RDONLY, dir_fd=handle)
+            assert os.read(file, 100) == b"%d/%d" % (folder, number)
+            os.close(file)
+        os.close(handle)
+    assert peaks["cold"] < 500
+    assert peaks["unchanged"] < 500
+
+
 async def test_files_that_change_while_they_are_sent(
     daemon_address: str, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

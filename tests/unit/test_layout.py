@@ -158,10 +158,12 @@ def test_three_platforms_become_one_index(merger: LayoutMerger, tmp_path: Path) 
         assert [dict(entry.annotations) for entry in entries] == [
             {
                 "io.containerd.image.name": "localhost:5000/app:1",
+                "org.opencontainers.image.created": "2024-01-01T00:00:00Z",
                 "org.opencontainers.image.ref.name": "1",
             },
             {
                 "io.containerd.image.name": "docker.io/library/app:latest",
+                "org.opencontainers.image.created": "2024-01-01T00:00:00Z",
                 "org.opencontainers.image.ref.name": "latest",
             },
         ]

@@ -28,6 +28,39 @@ def sorted_out(
     )
 
 
+def test_an_output_may_have_annotations_of_its_own() -> None:
+    """As its attributes, which those of the build go before; what is not for images is not told to their solves."""
+    given = {"manifest:a": "flag", "index:both": "flag"}
+    spec = (
+        "type=image,push=true,annotation-manifest.a=x,annotation.b=y,annotation-index.c=z,annotation[linux/arm64].b=arm"
+    )
+    exports = plan_exports(
+        [ExporterSpec.parse(spec), ExporterSpec.parse("type=oci,dest=x")],
+        tags=("t",),
+        push=False,
+        load=False,
+        annotations=Annotations.parse(given, TWO),
+        platforms=TWO,
+    )
+    (push,), (file,) = exports.pushes, exports.files
+    assert dict(push.attrs) == {}
+    assert push.annotations.of_image(TWO[0]) == {"annotation-manifest.a": "flag", "annotation-manifest.b": "y"}
+    assert push.annotations.of_image(TWO[1]) == {"annotation-manifest.a": "flag", "annotation-manifest.b": "arm"}
+    assert push.annotations.index == {"c": "z", "both": "flag"}
+    assert file.annotations.of_image(TWO[1]) == {"annotation-manifest.a": "flag"}
+    assert file.annotations.index == {"both": "flag"}
+    for wrong in ("annotation-nope.a=b", "annotation-manifest[linux/s390x].a=b"):
+        with pytest.raises(InvalidOption, match="annotation"):
+            plan_exports(
+                [ExporterSpec.parse(f"type=image,{wrong}")],
+                tags=("t",),
+                push=True,
+                load=False,
+                annotations=Annotations(),
+                platforms=TWO,
+            )
+
+
 def test_push_makes_an_image_output_or_uses_the_one_that_is_there() -> None:
     """As docker buildx: --push is short for one more output, or turns on pushing for those that make images."""
     (plain,) = sorted_out(tags=("example.com/a", "example.com/a:2", "b/c"), push=True).pushes

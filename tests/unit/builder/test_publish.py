@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from buildkit_py.builder.annotations import Annotations
 from buildkit_py.builder.exports import Push, tagged
 from buildkit_py.builder.publish import collect, push_root
 from buildkit_py.errors import NotFound, ProtocolError
@@ -85,5 +84,5 @@ async def test_a_root_by_its_digest_alone(memory: MemoryRegistry, registry: Regi
     memory.put("a", IMAGE)
     pushed = await collect(registry, [f"{memory.host}/a"], root_of(IMAGE), AMD64)
     push = Push(references=(tagged(f"{memory.host}/a:v1"),), attrs={}, tagged=named)
-    await push_root(registry, push, [pushed], Annotations())
+    await push_root(registry, push, [pushed])
     assert (memory.tag("a", "v1") == IMAGE.raw) is named

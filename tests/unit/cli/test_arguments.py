@@ -122,7 +122,7 @@ def test_words_that_no_command_takes(words: list[str], needle: str, capsys: pyte
         (["-o", "type=zip,dest=x"], "unknown type 'zip'; expected one of cacheonly, docker, image, local, oci"),
         (["-o", "type=oci,tar=false"], "output type=oci: dest is missing"),
         (["-o", "type=oci", "-o", "-"], "two outputs have the same destination"),
-        (["--push=maybe"], "argument --push: ignored explicit argument 'maybe'"),
+        (["--push=maybe"], "argument --push: expected true or false, not 'maybe'"),
         (["--add-host", "a:1.2.3.4,b"], "add-host 'b': expected NAME:ADDRESS"),
         (["-o", "type=oci,dest="], "dest is empty"),
         (["-o", "type=oci,dest=x,dest=y"], "'dest' is given twice"),
