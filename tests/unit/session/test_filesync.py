@@ -221,6 +221,9 @@ def test_filters_are_read_from_the_headers() -> None:
     assert filters.include == ("a+b%20c", "d")
     assert filters.exclude == ("é +x", "y z")
     assert filters.follow == ("%C3%A9",)
+    # Bytes that are no text stay what they are.
+    (path,) = read_filters([("followpaths", "%FF%2Fx"), ("followpaths-encoded", "1")]).follow
+    assert os.fsencode(path) == b"\xff/x"
 
 
 async def test_filters_are_applied(tmp_path: Path) -> None:
