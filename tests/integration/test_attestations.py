@@ -147,6 +147,7 @@ async def test_provenance_off(daemon_address: str, registry: servers.Registry, s
     assert (len(index.images), len(index.attestations)) == (2, 0)
 
 
+@pytest.mark.timeout(300)
 async def test_hello_arch_is_the_same_on_two_daemons(
     daemon_address: str, engine_address: str, registry: servers.Registry, base_images: Mapping[str, str]
 ) -> None:
@@ -173,6 +174,7 @@ async def test_hello_arch_is_the_same_on_two_daemons(
     assert len(digests) == 1
 
 
+@pytest.mark.timeout(300)
 async def test_hello_arch_is_the_same_twice(
     daemon_address: str, registry: servers.Registry, base_images: Mapping[str, str]
 ) -> None:
