@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_py import tarstream
 from buildkit_py.builder.destinations import LayoutTarget, MergedLayout, image_exporter
-from buildkit_py.builder.exports import FileExport, Keep
+from buildkit_py.builder.exports import FileExport, Keep, is_true
 from buildkit_py.client import connect
 from buildkit_py.digest import Digest
 from buildkit_py.engine import Engine, EngineInfo, find_engine
@@ -47,6 +47,8 @@ _MANIFEST_ATTRS = frozenset(
     {"compression", "compression-level", "force-compression", "oci-mediatypes", "oci-artifact", "prefer-nondist-layers"}
 )
 """What makes a manifest or the blobs that it lists."""
+_DANGLING = "moby-dangling"
+"""What engines call what has no name."""
 
 
 class Keeping:
@@ -202,7 +204,7 @@ class _EngineKeep:
         roots = [await self._root(platform) for platform in order if platform is not None]
         raw = encode_index(assemble(roots), annotations=annotations.index)
         index = Index.parse(raw)
-        files = layout_files(index.descriptor, raw, self._keep.references)
+        files = layout_files(index.descriptor, raw, self._image_names(index.digest))
         await self._engine.load(_archive(files))
         for reference in self._keep.references:
             found = await self._engine.image_digest(reference.familiar)
@@ -210,6 +212,16 @@ class _EngineKeep:
                 raise ProtocolError(f"docker engine: {reference.familiar} is {found}, not {index.descriptor.digest}")
         await self.discard()
         return index.descriptor.with_annotations(annotations.index_descriptor)
+
+    def _image_names(self, digest: Digest) -> list[str]:
+        """As the daemon names an image. Source: buildkit, exporter/containerimage/export.go."""
+        attrs = self._keep.attrs
+        names = [str(reference) for reference in self._keep.references]
+        prefix = attrs.get("dangling-name-prefix", "" if names else _DANGLING)
+        by_digest = [prefix] if prefix and not (names and is_true(attrs.get("danging-name-empty-only"))) else []
+        if is_true(attrs.get("name-canonical")):
+            by_digest += names
+        return [*names, *(f"{name}@{digest}" for name in by_digest)]
 
     async def discard(self) -> None:
         if not self._asked:

@@ -20,11 +20,16 @@ LAYOUT_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 MAX_ENTRIES = 100_000  # of one archive; images have some hundreds
 
 
-def layout_files(root: Descriptor, raw: bytes, names: Sequence[Reference]) -> tuple[tuple[str, bytes], ...]:
-    """Name and content of every file of a layout that holds its root alone, for who has the rest already."""
+def layout_files(root: Descriptor, raw: bytes, names: Sequence[str]) -> tuple[tuple[str, bytes], ...]:
+    """Name and content of every file of a layout that holds its root alone, for who has the rest already.
+
+    The root has image names, which may be by digest; a tag alone is no name.
+    """
+    entries = [root.with_annotations({**root.annotations, IMAGE_NAME: name}).to_json() for name in names]
+    index = encode_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
     return (
         (LAYOUT_FILE, LAYOUT_CONTENT),
-        (INDEX_FILE, index_of(root, names)),
+        (INDEX_FILE, index),
         (blob_name(root.digest), raw),
     )
 

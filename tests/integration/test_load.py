@@ -331,9 +331,16 @@ async def test_what_a_daemon_with_a_store_keeps(engine_address: str, context: Pa
     assert pushed.descriptor is not None
     assert name in listed()[str(pushed.descriptor.digest)]
     assert (await kinds(engine_address, name))["image"] == list(TWO)
-    dangling = await loaded(engine_address, context, "type=image,dangling-name-prefix=example.com/dangling")
-    assert dangling.descriptor is not None
-    digest = str(dangling.descriptor.digest)
-    assert f"example.com/dangling@{digest}" in listed()[digest]
-    await loaded(engine_address, context, "type=image,name=example.com/canonical:1,name-canonical=true")
-    assert {"example.com/canonical:1", f"example.com/canonical:1@{digest}"} <= listed()[digest]
+    for platforms in ((), TWO):
+        for prefix in ("", "example.com/dangling"):
+            output = f"type=image,dangling-name-prefix={prefix}" if prefix else "type=docker"
+            # Content of its own, since an engine forgets no name that an image once had.
+            (context / "small").write_text(f"{output}{platforms}")
+            dangling = await loaded(engine_address, context, output, platforms=platforms)
+            assert dangling.descriptor is not None
+            digest = str(dangling.descriptor.digest)
+            assert listed()[digest] == ({f"{prefix}@{digest}"} if prefix else set())
+        await loaded(
+            engine_address, context, "type=image,name=example.com/canonical:1,name-canonical=true", platforms=platforms
+        )
+        assert {"example.com/canonical:1", f"example.com/canonical:1@{digest}"} <= listed()[digest]
