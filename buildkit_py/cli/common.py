@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -135,6 +136,8 @@ async def run_build(args: argparse.Namespace, request: BuildRequest | GraphReque
     mode = "quiet" if args.quiet or args.progress == "none" else args.progress
     args.logs_shown = shows_logs(mode)
     async with show_progress(mode, sys.stderr) as update, open_client(args) as client:
+        if isinstance(request, BuildRequest) and flags.loads_by_default(request, client.address):
+            request = replace(request, load=True)
         progress = TransferProgress(update, time.monotonic)
         result = await build(client, request, on_status=progress.on_status, on_transfer=progress.on_transfer)
     for note in result.notes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
 
-from buildkit_py.builder.request import DEFAULT_PROVENANCE
+from buildkit_py.builder.request import DEFAULT_PROVENANCE, BuildRequest
 from buildkit_py.errors import InvalidOption
 from buildkit_py.options import parse_fields
 
@@ -171,6 +171,13 @@ def _joined(fields: Mapping[str, str]) -> str:
     row = io.StringIO()
     csv.writer(row, lineterminator="").writerow([f"{key}={value}" for key, value in fields.items()])
     return row.getvalue()
+
+
+def loads_by_default(request: BuildRequest, address: str) -> bool:
+    """Whether the engine that builds gets the image, as nobody said where it should go."""
+    if request.push or request.load or request.outputs or not address.startswith("docker://"):
+        return False
+    return os.environ.get("BUILDX_NO_DEFAULT_LOAD", "") not in TRUE
 
 
 def record_provenance() -> Literal["", "min", "max"]:

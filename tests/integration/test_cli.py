@@ -27,6 +27,7 @@ import pytest
 import trustme
 
 from buildkit_py import features
+from buildkit_py.engine import Engine
 from buildkit_py.pb import control_pb2
 from buildkit_py.rpc import open_connection
 from tests.integration.test_connections import Certificates, Control, serving
@@ -130,10 +131,36 @@ def test_quiet(cli: CommandLine, scratch: Path, name: str) -> None:
     assert done.stdout.count("\n") == 1
 
 
-def test_a_build_without_an_output_says_so(cli: CommandLine, scratch: Path) -> None:
-    done = cli("build", scratch, "--progress", "quiet")
-    assert (done.code, done.stdout) == (0, "")
-    assert done.stderr.startswith("warning: no output was asked for: the result stays in the build cache")
+def test_a_build_without_an_output(cli: CommandLine, scratch: Path, daemon_address: str) -> None:
+    """An engine gets the image, as with docker buildx; any other daemon has nowhere to put it, which is said."""
+    name, flags = "example.com/unsaid:1", ("--progress", "quiet", "-t", "example.com/unsaid:1")
+    stays = cli("build", scratch, *flags, env={"BUILDX_NO_DEFAULT_LOAD": "1"})
+    assert (stays.code, stays.stdout) == (0, "")
+    said = "warning: no output was asked for: the result stays in the build cache"
+    assert stays.stderr.startswith(said)
+    done = cli("build", scratch, *flags)
+    assert done.code == 0, done.stderr
+    if not daemon_address.startswith("docker://"):
+        assert done.stderr.startswith(said)
+        return
+    assert (done.stderr, done.stdout.startswith("sha256:")) == ("", True)
+    engine = Engine(f"unix://{daemon_address.removeprefix('docker://')}")
+    assert asyncio.run(engine.image_digest(name)) == done.stdout.strip()
+    (scratch / "other").write_text("x")
+    left = cli("build", scratch, *flags, "-o", "type=cacheonly")
+    assert (left.code, left.stdout, left.stderr) == (0, "", "")
+    assert asyncio.run(engine.image_digest(name)) == done.stdout.strip()
+
+
+def test_a_build_without_an_output_on_a_classic_engine(
+    classic_engine_address: str, scratch: Path, tmp_path: Path
+) -> None:
+    """Its store takes the image as well, with all that is on by default."""
+    cli = CommandLine(address=classic_engine_address, docker_config=tmp_path / "docker")
+    done = cli("build", scratch, "-q", "-t", "example.com/unsaid:1")
+    assert (done.code, done.stderr) == (0, "")
+    engine = Engine(f"unix://{classic_engine_address.removeprefix('docker://')}")
+    assert asyncio.run(engine.image_digest("example.com/unsaid:1")) == done.stdout.strip()
 
 
 @pytest.mark.parametrize(("output", "member"), [("-", "file"), ("type=oci,dest=-", "index.json")])
