@@ -34,7 +34,7 @@ from buildkit_py.errors import (
 )
 from buildkit_py.options import CacheSpec, ExporterSpec
 from buildkit_py.platforms import Platform
-from buildkit_py.progress import StatusUpdate
+from buildkit_py.progress import StatusUpdate, VertexWarning
 from buildkit_py.session.attachable import Attachable
 from buildkit_py.session.auth import Auth
 from buildkit_py.session.server import Session
@@ -122,6 +122,7 @@ async def build(
         references=checked.exports.references,
         names=checked.exports.names,
         notes=(*run.notes, *(() if keeps is None else keeps.notes)),
+        warnings=tuple(run.warnings.values()),
         seconds=ended - started,
         publish_seconds=ended - max(entry.ended for entry in solved),
         transfers=services.transfers(),
@@ -171,6 +172,8 @@ class _Run:
         """What the daemon keeps of several platforms, where nothing is pushed."""
         self.notes: list[str] = []
         """What people should know of the solves."""
+        self.warnings: dict[VertexWarning, VertexWarning] = {}
+        """Those of the daemon as they came, by what tells different ones apart."""
 
     async def solve_all(self) -> tuple[_Solved, ...]:
         """Solve all platforms at once over one session, so that the context crosses once."""
@@ -305,6 +308,8 @@ class _Run:
         on_status = self._on_status
 
         def labelled(update: StatusUpdate) -> None:
+            for warning in update.warnings:
+                self.warnings.setdefault(warning.anywhere, warning)
             if request.cache_imports:
                 self._note_missing_cache(update)
             if on_status is not None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from buildkit_py.digest import Digest
     from buildkit_py.oci import Descriptor
     from buildkit_py.platforms import Platform
+    from buildkit_py.progress import VertexWarning
     from buildkit_py.reference import Reference
 
 
@@ -65,6 +66,8 @@ class BuildResult:
     """From the end of the slowest solve to the last tag written and the last file in place."""
     notes: tuple[str, ...] = ()
     """What people should know of it, such as what an engine could not take."""
+    warnings: tuple[VertexWarning, ...] = ()
+    """What the frontend and the daemon warned of, each once, in the order that they came."""
     transfers: tuple[TransferCounts, ...] = ()
     """What crossed to the daemon: directories, streams, and blobs of layouts and local caches."""
 
@@ -84,14 +87,21 @@ class BuildResult:
             return str(only.config_digest)
         return None if self.digest is None else str(self.digest)
 
-    def metadata(self) -> dict[str, object]:
-        """What ``--metadata-file`` writes: docker buildx's keys, and ``buildkit_py.platforms``."""
+    def metadata(self, *, warnings: bool = False) -> dict[str, object]:
+        """What ``--metadata-file`` writes: docker buildx's keys, and ``buildkit_py.platforms``.
+
+        With warnings, those are told of too, as ``buildx.build.warnings``.
+        """
         fields: dict[str, object] = {}
         only = self.platforms[0] if len(self.platforms) == 1 else None
         if only is not None and only.provenance is not None:
             fields["buildx.build.provenance"] = only.provenance
         # In the place of builder and node there is a name for whoever has none, as docker buildx has it.
         fields["buildx.build.ref"] = f"default/default/{self.platforms[0].ref}"
+        if warnings and self.warnings:
+            from buildkit_py.progress.rawjson import warning_fields
+
+            fields["buildx.build.warnings"] = [warning_fields(warning) for warning in self.warnings]
         response = self.platforms[0].response
         fields |= {
             key: text for key, text in response.items() if key == "cache.manifest" or key.startswith("frontend.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -149,7 +150,8 @@ async def run_build(args: argparse.Namespace, request: BuildRequest | GraphReque
         )
     digest = None if result.digest is None else str(result.digest)
     if args.metadata_file:
-        write_text(Path(args.metadata_file), json.dumps(result.metadata(), indent=2) + "\n")
+        fields = result.metadata(warnings=os.environ.get("BUILDX_METADATA_WARNINGS", "") in flags.TRUE)
+        write_text(Path(args.metadata_file), json.dumps(fields, indent=2) + "\n")
     if args.iidfile:
         write_text(Path(args.iidfile), result.image_id or "")  # that of an earlier build would be wrong
     if args.digest_file and result.descriptor is not None:

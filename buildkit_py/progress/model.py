@@ -8,7 +8,7 @@ Source: moby/buildkit api/services/control/control.proto, StatusResponse.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -173,6 +173,12 @@ class VertexWarning:
     url: str = ""
     source: SourceInfo | None = None
     ranges: tuple[SourceRange, ...] = ()
+
+    @property
+    def anywhere(self) -> VertexWarning:
+        """Equal for a warning that came again, of another vertex such as that of another platform."""
+        source = None if self.source is None else replace(self.source, definition=None)
+        return replace(self, vertex="", source=source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TypeAlias, cast
@@ -139,6 +140,12 @@ def _log(log: VertexLog) -> Json:
     value["data"] = _base64(log.data)
     value["timestamp"] = format_time(log.timestamp_ns)
     return value
+
+
+def warning_fields(warning: VertexWarning) -> Json:
+    """A warning by itself, without the definition of its source, as docker buildx's metadata has it."""
+    source = None if warning.source is None else replace(warning.source, definition=None)
+    return _warning(replace(warning, source=source))
 
 
 def _warning(warning: VertexWarning) -> Json:

@@ -7,14 +7,16 @@ for byte; with attestations, the images that they are about.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -271,6 +273,11 @@ def run_both(case: Case, folder: Path, alpine: str, tag: str, peer: Buildx, cli:
     return theirs, ours
 
 
+def both(peer: Buildx, cli: CommandLine) -> tuple[Callable[..., Done], Callable[..., Done]]:
+    """What runs a build, docker-buildx first."""
+    return peer.build, functools.partial(cli, "build")
+
+
 def fetched(reference: str) -> bytes:
     async def fetch() -> bytes:
         async with Registry() as client:
@@ -367,6 +374,7 @@ METADATA: Mapping[str, tuple[str, ...]] = {
     "kept": ("-o", "type=image,oci-mediatypes=true", "--provenance=false", *TWO),
     "layouts": ("-o", "type=oci,dest={folder}/out.tar,oci-mediatypes=true", "--provenance=false", *TWO),
     "two platforms": ("-o", OUTPUT, "--provenance=false", *TWO),
+    "two attested": ("-o", OUTPUT, *TWO),
     "a layout": ("-o", "type=oci,dest={folder}/out.tar", "--provenance=false"),
     "files": ("-o", "type=local,dest={folder}/out"),
     "arguments": ("-o", "type=cacheonly", "--build-arg", "A=b", "--label", "c=d", "--target", "last"),
@@ -390,13 +398,63 @@ def test_the_same_metadata(name: str, registry: servers.Registry, peer: Buildx, 
     assert second["buildx.build.ref"].count("/") == first["buildx.build.ref"].count("/") == 2
     for fields in (first, second):
         fields.pop("buildx.build.ref")
-        if name == "attested":  # the attestation has times, and so has the index a digest of its own
+        if "attested" in name:  # the attestation has times, and so has the index a digest of its own
             fields.pop("containerimage.digest")
             fields["containerimage.descriptor"].pop("digest")
     if provenance := second.get("buildx.build.provenance"):
         # Said by daemons that are newer than this docker-buildx, which drops it.
         provenance["invocation"]["parameters"].pop("compatibilityVersion", None)
     assert second == first
+
+
+@pytest.mark.parametrize("mode", ["max", "min", "disabled", "0", "x"])
+def test_the_same_recorded_provenance(
+    mode: str, registry: servers.Registry, peer: Buildx, cli: CommandLine, folder: Path
+) -> None:
+    """BUILDX_METADATA_PROVENANCE: with max all but what is of each run alone."""
+    (folder / "context" / "Dockerfile").write_text("FROM scratch AS last\nCOPY file /\n")
+    found: list[dict[str, Any]] = []
+    for number, run in enumerate(both(peer, cli)):
+        tag, file = f"{registry.host}/parity/full-provenance:{number}", folder / f"{number}.json"
+        flags = ["-t", tag, "--push", "--provenance=mode=max", "--metadata-file", file]
+        done = run(*flags, folder / "context", env=EPOCH | {"BUILDX_METADATA_PROVENANCE": mode})
+        assert done.code == 0, done.stderr
+        found.append(json.loads(file.read_text()).get("buildx.build.provenance", {}))
+    first, second = found
+    assert (first != {}) == (mode in {"max", "min", "x"})
+    for provenance in found if first else []:
+        provenance["invocation"]["parameters"].pop("compatibilityVersion", None)
+        assert ("metadata" in provenance) == ("buildConfig" in provenance) == (mode == "max")
+    for provenance in found if mode == "max" else []:
+        for key in ("buildInvocationID", "buildStartedOn", "buildFinishedOn"):
+            assert provenance["metadata"].pop(key)
+        daemon = provenance["metadata"]["https://mobyproject.org/buildkit@v1#metadata"]
+        daemon.pop("sysUsage", None)
+        for graph in (provenance["buildConfig"], *daemon["source"]["infos"]):
+            # Digests of local sources have an id of the client in them.
+            graph["digestMapping"] = sorted(graph["digestMapping"].values())
+    assert second == first
+
+
+def test_the_same_warnings(registry: servers.Registry, peer: Buildx, cli: CommandLine, folder: Path) -> None:
+    """BUILDX_METADATA_WARNINGS: as they came, each once; not unless it is asked for."""
+    (folder / "context" / "Dockerfile").write_text("from scratch AS One\nCOPY file /\nENV a b\nMAINTAINER x\n")
+    for wanted in ("1", "0"):
+        found: list[list[dict[str, Any]]] = []
+        for number, run in enumerate(both(peer, cli)):
+            file = folder / f"{number}.json"
+            flags = ["-o", "type=cacheonly", *TWO, "--metadata-file", file]
+            done = run(*flags, folder / "context", env={"BUILDX_METADATA_WARNINGS": wanted})
+            assert done.code == 0, done.stderr
+            fields = json.loads(file.read_text())
+            assert ("buildx.build.warnings" in fields) == (wanted == "1")
+            found.append(fields.get("buildx.build.warnings", []))
+        for warnings in found:
+            for warning in warnings:
+                assert warning.pop("vertex")
+        first, second = (sorted(warnings, key=json.dumps) for warnings in found)
+        assert second == first
+        assert len(first) >= (3 if wanted == "1" else 0)
 
 
 def test_the_same_image_id(registry: servers.Registry, peer: Buildx, cli: CommandLine, folder: Path) -> None:
