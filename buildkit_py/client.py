@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from buildkit_py.llb.definition import Definition
     from buildkit_py.oci import Descriptor
     from buildkit_py.records import DaemonInfo, UsageRecord, Worker
+    from buildkit_py.session.policy import SourceRules
 
 _REF_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _REF_LENGTH = 25  # as the Go client's random ids
@@ -100,6 +101,8 @@ class SolveRequest:
     cache_imports: Sequence[CacheSpec] = ()
     cache_exports: Sequence[CacheSpec] = ()
     entitlements: Sequence[str] = ()
+    source_rules: SourceRules | None = None
+    """What the daemon itself decides about sources by."""
     internal: bool = False
     """True leaves no record in the daemon's build history."""
     ref: str = field(default_factory=new_ref)
@@ -153,6 +156,8 @@ class SolveRequest:
             EnableSessionExporter=session.serves(FIND_EXPORTERS),
             Exporters=[control_pb2.Exporter(Type=spec.type, Attrs=dict(spec.attrs)) for spec in self.exporters],
         )
+        if self.source_rules is not None:
+            message.SourcePolicy.ParseFromString(self.source_rules.policy)
         if self.definition is not None:
             message.Definition.CopyFrom(self.definitions_to_pb()[""])
         if self.exporters:
@@ -501,6 +506,7 @@ class Client:
         *,
         max_bytes: int,
         attachables: Sequence[Attachable] = (),
+        source_rules: SourceRules | None = None,
         on_status: StatusHandler | None = None,
     ) -> bytes:
         """Solve a definition and read a file of its result, of a longer one the first max_bytes; no record is left.
@@ -509,7 +515,7 @@ class Client:
         """
         from buildkit_py.rpc import gateway
 
-        request = SolveRequest(definition=definition, internal=True)
+        request = SolveRequest(definition=definition, internal=True, source_rules=source_rules)
         found = bytearray()
         async with self.open_session(attachables) as session:
             message = request.to_pb(session)

@@ -59,6 +59,7 @@ ATTESTATIONS = Feature("attestations (--provenance=false builds without)", "v0.1
 ANNOTATIONS = Feature("annotations", "v0.11", "exporter.image.annotations")
 SOURCE_DATE_EPOCH = Feature("SOURCE_DATE_EPOCH", "v0.11", "exporter.sourcedateepoch")
 IGNORED_CACHE_ERROR = Feature("cache ignore-error=true", "v0.11", "exporter.image.annotations")
+SOURCE_RULES = Feature("a file of source policies", "v0.11", "source.policy")
 CACHE_MANIFEST = Feature("cache image-manifest=true", "v0.12", "gateway.exec.secretenv")
 PLATFORM_SPLIT = Feature("output platform-split=true without a platform", "v0.12", "gateway.exec.secretenv")
 SEVERAL_OUTPUTS = Feature("several outputs of one solve", "v0.13", "exporter.multiple")
@@ -105,6 +106,8 @@ _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
 def used(message: control_pb2.SolveRequest) -> Iterator[Feature]:
     """What a solve relies on and daemons without it would leave out; some may come twice."""
+    if message.HasField("SourcePolicy"):
+        yield SOURCE_RULES
     if message.SourcePolicySession:
         yield SOURCE_POLICY
     if message.EnableSessionExporter:

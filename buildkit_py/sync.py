@@ -42,6 +42,7 @@ from buildkit_py.session.attachable import Attachable
 
 if TYPE_CHECKING:
     from buildkit_py.llb.definition import Definition
+    from buildkit_py.session.policy import SourceRules
 
 
 class BlobWriter(Protocol):
@@ -125,11 +126,19 @@ class Client:
         *,
         max_bytes: int,
         attachables: Sequence[Attachable] = (),
+        source_rules: SourceRules | None = None,
         on_status: StatusHandler | None = None,
     ) -> bytes:
         """Solve a definition and read a file of its result; see :meth:`buildkit_py.client.Client.read_file`."""
         return self._loop.call(
-            self._client.read_file(definition, path, max_bytes=max_bytes, attachables=attachables, on_status=on_status)
+            self._client.read_file(
+                definition,
+                path,
+                max_bytes=max_bytes,
+                attachables=attachables,
+                source_rules=source_rules,
+                on_status=on_status,
+            )
         )
 
     def status(self, ref: str) -> Iterator[StatusUpdate]:

@@ -301,6 +301,7 @@ class _Run:
             cache_imports=self._services.cache_imports(platform),
             cache_exports=cache_exports,
             entitlements=self._plan.entitlements,
+            source_rules=self._plan.request.source_rules,
             label="" if platform is None else str(platform),
         )
 

@@ -110,5 +110,6 @@ def _solve_request(checked: Plan, method: str) -> SolveRequest:
         frontend_attrs=attrs,
         frontend_inputs=work.inputs,
         entitlements=checked.entitlements,
+        source_rules=checked.request.source_rules,
         internal=True,
     )

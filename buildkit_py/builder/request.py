@@ -21,7 +21,7 @@ from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec, pa
 from buildkit_py.platforms import Platform, parse_platforms
 
 if TYPE_CHECKING:
-    from buildkit_py.session.policy import SourceDecider
+    from buildkit_py.session.policy import SourceDecider, SourceRules
 
 DEFAULT_PROVENANCE = "mode=min,inline-only=true"
 """What docker buildx asks for when nobody says anything."""
@@ -62,6 +62,8 @@ class CommonRequest:
     """Agents and keys that steps and git sources may sign with."""
     source_policy: SourceDecider | None = None
     """Decides about every source of the build. A daemon that cannot ask it is refused."""
+    source_rules: SourceRules | None = None
+    """What the daemon itself decides about sources by, before source_policy is asked."""
     allow: Sequence[str] = ()
     """Entitlements, such as ``network.host``."""
     record_provenance: Literal["", "min", "max"] = ""
@@ -87,6 +89,9 @@ class BuildRequest(CommonRequest):
     """Named contexts by the name that FROM uses: a directory, ``docker-image://REFERENCE``,
     ``oci-layout://PATH[:TAG][@DIGEST]`` (a directory or a tar archive), or the URL of a git repository or file."""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    vcs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """What the provenance tells of the repository that the context is of: ``source``, ``revision``, and
+    ``localdir:NAME`` for where in it a directory is."""
     no_cache: bool = False
     no_cache_filter: Sequence[str] = ()
     """Stages whose steps run again."""
@@ -200,6 +205,7 @@ def plan(request: BuildRequest) -> DockerfilePlan:
     attrs = sources.attrs
     attrs |= {f"build-arg:{name}": value for name, value in request.build_args.items()}
     attrs |= {f"label:{name}": value for name, value in request.labels.items()}
+    attrs |= {f"vcs:{name}": value for name, value in request.vcs.items()}
     if request.target:
         attrs["target"] = request.target
     attrs |= step_attrs(request)

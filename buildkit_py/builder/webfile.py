@@ -51,6 +51,7 @@ async def fetch_dockerfile(client: Client, request: BuildRequest, on_status: Sta
             "Dockerfile",
             max_bytes=MAX_DOCKERFILE_BYTES + 1,
             attachables=attachables,
+            source_rules=request.source_rules,
             on_status=update,
         )
     except SolveError as error:

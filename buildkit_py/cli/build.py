@@ -63,6 +63,10 @@ async def execute(args: argparse.Namespace) -> int:
         if spec is not None:
             return await _call(args, request, spec)
     planned = plan(request)  # bad input is told of without a daemon
+    if planned.directories:
+        from buildkit_py.builder.gitfacts import with_git_facts
+
+        request = with_git_facts(request, planned.directories, flags.git_options())
     return await run_build(args, request, planned)
 
 

@@ -25,6 +25,7 @@ from buildkit_py.options import CacheSpec, ExporterSpec, SecretSpec, SSHSpec
 if TYPE_CHECKING:
     from buildkit_py.builder import GraphRequest
     from buildkit_py.builder.request import Plan
+    from buildkit_py.session.policy import SourceRules
 
 
 class CommonFields(TypedDict):
@@ -43,6 +44,7 @@ class CommonFields(TypedDict):
     secrets: Sequence[SecretSpec]
     ssh: Sequence[SSHSpec]
     allow: Sequence[str]
+    source_rules: SourceRules | None
 
 
 def add_switch(parser: argparse.ArgumentParser, *names: str, help: str) -> None:
@@ -114,6 +116,7 @@ def common_fields(args: argparse.Namespace, *, cache_to: Sequence[str] = ()) -> 
         "secrets": [SecretSpec.parse(text) for text in flags.said(args.secret)],
         "ssh": [SSHSpec.parse(text) for text in flags.said(args.ssh)],
         "allow": flags.said(args.allow),
+        "source_rules": flags.source_rules(),
     }
 
 

@@ -12,11 +12,15 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from buildkit_py.builder.request import DEFAULT_PROVENANCE, BuildRequest
 from buildkit_py.errors import InvalidOption
 from buildkit_py.options import parse_fields
+
+if TYPE_CHECKING:
+    from buildkit_py.builder.gitfacts import GitOptions
+    from buildkit_py.session.policy import SourceRules
 
 EPOCH = "SOURCE_DATE_EPOCH"
 
@@ -171,6 +175,36 @@ def _joined(fields: Mapping[str, str]) -> str:
     row = io.StringIO()
     csv.writer(row, lineterminator="").writerow([f"{key}={value}" for key, value in fields.items()])
     return row.getvalue()
+
+
+def source_rules() -> SourceRules | None:
+    """Those of the file that docker buildx's variable names."""
+    name = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"
+    path = os.environ.get(name)
+    if not path:
+        return None
+    from buildkit_py.session.policy import SourceRules  # hardly anybody has one
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidOption(f"${name}: {path}: {error.strerror}") from error
+    return SourceRules.parse(data, f"${name}: {path}")
+
+
+def git_options() -> GitOptions:
+    """What docker buildx's variables want to know of git; one that says neither yes nor no says nothing."""
+    from buildkit_py.builder.gitfacts import GitOptions
+
+    def wanted(name: str, *, default: bool = False) -> bool:
+        text = os.environ.get(name, "")
+        return text in TRUE if text in TRUE | FALSE else default
+
+    return GitOptions(
+        provenance=wanted("BUILDX_GIT_INFO", default=True),
+        labels=wanted("BUILDX_GIT_LABELS") or os.environ.get("BUILDX_GIT_LABELS") == "full",
+        check_dirty=wanted("BUILDX_GIT_CHECK_DIRTY"),
+    )
 
 
 def loads_by_default(request: BuildRequest, address: str) -> bool:

@@ -11,8 +11,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias, assert_never, cast
+from typing import TYPE_CHECKING, Self, TypeAlias, assert_never, cast
 
+from buildkit_py.errors import InvalidOption
 from buildkit_py.platforms import Platform
 from buildkit_py.session.attachable import CHECK_POLICY, Call, CallError, Code, Handler, only_message
 
@@ -157,4 +158,48 @@ def _metadata_request(
     return wanted
 
 
-__all__ = ["Allow", "Convert", "Deny", "Resolve", "SourceDecider", "SourcePolicy", "SourceQuestion", "Verdict"]
+@dataclass(frozen=True, slots=True)
+class SourceRules:
+    """Rules about sources that the daemon goes by itself, as BuildKit's policy files have them."""
+
+    policy: bytes
+    """A serialised ``moby.buildkit.v1.sourcepolicy.Policy``."""
+
+    @classmethod
+    def parse(cls, data: bytes, name: str) -> Self:
+        """Read a policy file, in JSON or as protobuf; raise InvalidOption, which calls it name, for anything else.
+
+        A field that policies do not have is refused: what was meant with it would not be heeded.
+        Source: docker/buildx, build/build.go, ReadSourcePolicy.
+        """
+        from google.protobuf import json_format
+        from google.protobuf.message import DecodeError
+
+        from buildkit_py.pb import policy_pb2
+
+        policy = policy_pb2.Policy()
+        try:
+            json_format.Parse(data, policy)
+        except (json_format.ParseError, UnicodeDecodeError) as error:
+            if data.lstrip().startswith(b"{"):
+                raise InvalidOption(f"{name}: is no source policy: {error}") from error
+            try:
+                policy.ParseFromString(data)
+            except DecodeError:
+                raise InvalidOption(f"{name}: is no source policy, in JSON or as protobuf") from error
+        if policy.version != 1:
+            raise InvalidOption(f"{name}: the source policy has version {policy.version}, not 1")
+        return cls(policy.SerializeToString(deterministic=True))
+
+
+__all__ = [
+    "Allow",
+    "Convert",
+    "Deny",
+    "Resolve",
+    "SourceDecider",
+    "SourcePolicy",
+    "SourceQuestion",
+    "SourceRules",
+    "Verdict",
+]

@@ -469,6 +469,42 @@ def test_the_same_image_id(registry: servers.Registry, peer: Buildx, cli: Comman
         assert ours.stdout == theirs.stdout
 
 
+def test_the_same_rules_about_sources(
+    registry: servers.Registry, peer: Buildx, cli: CommandLine, folder: Path, base_images: Mapping[str, str]
+) -> None:
+    """EXPERIMENTAL_BUILDKIT_SOURCE_POLICY: another image in place of one, none at all, and what is no policy."""
+    (folder / "context" / "Dockerfile").write_text("FROM example.com/nowhere:1\nCOPY file /\n")
+    rules = folder / "rules.json"
+    env = EPOCH | {"EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": str(rules)}
+    flags: list[str | Path] = ["--provenance=false", "-o", OUTPUT, folder / "context", "-t"]
+
+    def decide(action: object, **more: object) -> None:
+        rule = {"action": action, "selector": {"identifier": "docker-image://example.com/nowhere:*"}, **more}
+        rules.write_text(json.dumps({"version": 1, "rules": [rule]}))
+
+    image = base_images["alpine"].partition("@")[0]
+    decide("CONVERT", updates={"identifier": image})
+    roots: list[bytes] = []
+    for number, run in enumerate(both(peer, cli)):
+        tag = f"{registry.host}/parity/rules:{number}"
+        done = run(*flags, tag, env=env)
+        assert done.code == 0, done.stderr
+        roots.append(fetched(tag))
+    assert roots[1] == roots[0]
+    for action in ("DENY", 1):
+        decide(action)
+        for run in both(peer, cli):
+            done = run(*flags, f"{registry.host}/parity/rules:no", env=env)
+            assert done.code == 1
+            assert "denied by policy" in done.stderr
+    decide("DENY", updatse={})
+    done = cli("build", *flags, f"{registry.host}/parity/rules:no", env=env)
+    assert (done.code, "updatse" in done.stderr, str(rules) in done.stderr) == (2, True, True)
+    rules.unlink()
+    done = cli("build", *flags, f"{registry.host}/parity/rules:no", env=env)
+    assert (done.code, "No such file" in done.stderr) == (2, True)
+
+
 def test_the_same_answers(peer: Buildx, cli: CommandLine, folder: Path, capabilities: frozenset[str]) -> None:
     """--call: the JSON that frontends give, and the exit code of a check; one that makes no checks is named."""
     checks = "file.copy.alwaysreplaceexistingdestpaths" in capabilities  # of v0.14, as the checks are

@@ -9,7 +9,7 @@ import pytest
 
 from buildkit_py import features, llb
 from buildkit_py.features import Feature, used, used_by_prune
-from buildkit_py.pb import control_pb2, ops_pb2
+from buildkit_py.pb import control_pb2, ops_pb2, policy_pb2
 
 ALL = [value for value in vars(features).values() if isinstance(value, Feature)]
 
@@ -70,6 +70,7 @@ REQUESTS: list[tuple[control_pb2.SolveRequest, set[Feature]]] = [
         of_attrs(**{"attest:provenance": "complete-materials=true"}),
         {features.ATTESTATIONS, features.COMPLETE_MATERIALS},
     ),
+    (control_pb2.SolveRequest(SourcePolicy=policy_pb2.Policy(version=1)), {features.SOURCE_RULES}),
     (of_attrs(**{"attest:sbom": ""}), {features.ATTESTATIONS}),
     (of_attrs(**{"attest:sbom": "generator=x"}), {features.ATTESTATIONS}),
     (of_attrs(**{"attest:sbom": "type=sbom,generator=x"}), {features.ATTESTATIONS}),
