@@ -23,11 +23,15 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from buildkit_py.errors import InvalidOption, InvalidReference
 from buildkit_py.options import CacheSpec
 from buildkit_py.platforms import Platform
 from buildkit_py.reference import Reference
+
+if TYPE_CHECKING:
+    from configparser import RawConfigParser
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +47,13 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
     "azblob": ("account_url", "account_name", "container", "prefix", "manifests_prefix"),
 }
 """Attributes that say where caches of a type are."""
+_AWS_SOURCES = ("sso_session", "sso_start_url", "role_arn", "credential_process", "web_identity_token_file")
+_AWS_VARIABLES = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+"""What docker buildx would ask somebody else for."""
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 
 
@@ -69,8 +80,8 @@ def plan_caches(
     would overwrite each other are warned of. Blocks shortly where there are local caches.
     """
     environ = os.environ if environ is None else environ
-    imports = [spec for given in imports if (spec := _with_environment(given, environ)) is not None]
-    exports = [spec for given in exports if (spec := _with_environment(given, environ)) is not None]
+    imports = [spec for given in imports if (spec := _with_environment(given, environ, warn)) is not None]
+    exports = [spec for given in exports if (spec := _with_environment(given, environ, warn)) is not None]
     for spec in imports:
         _check(spec, "cache-from")
     for spec in exports:
@@ -169,7 +180,7 @@ def _targets(spec: CacheSpec) -> list[str]:
     return [f"type={spec.type},{place + ',' if place else ''}{key}={name}" for name in names]
 
 
-def _with_environment(spec: CacheSpec, environ: Mapping[str, str]) -> CacheSpec | None:
+def _with_environment(spec: CacheSpec, environ: Mapping[str, str], warn: bool) -> CacheSpec | None:
     """The cache with what its service wants to know of this environment; None where it is out of service.
 
     That is a cache of GitHub's outside of its runners. Source: docker/buildx, build/opt.go.
@@ -185,6 +196,12 @@ def _with_environment(spec: CacheSpec, environ: Mapping[str, str]) -> CacheSpec 
         }
     elif spec.type == "s3" and not {"access_key_id", "secret_access_key"} <= set(spec.attrs):
         added = _aws_credentials(environ)
+        if warn and not added and (kind := _foreign_credentials(environ)):
+            _LOG.warning(
+                "cache type=s3: credentials by %s are not fetched here, so the daemon uses what it has itself; "
+                "to pass yours on: eval $(aws configure export-credentials --format env)",
+                kind,
+            )
     attrs = {**{key: value for key, value in added.items() if value}, **spec.attrs}
     if spec.type == "gha" and not (attrs.get("token") and (attrs.get("url") or attrs.get("url_v2"))):
         _LOG.info("cache type=gha: left out, as this is no runner of GitHub's")
@@ -193,7 +210,7 @@ def _with_environment(spec: CacheSpec, environ: Mapping[str, str]) -> CacheSpec 
 
 
 def _aws_credentials(environ: Mapping[str, str]) -> dict[str, str | None]:
-    """Those of the environment, else those of a profile in the file of credentials; half a key is none.
+    """Those of the environment, else those of a profile in the files of credentials and settings; half a key is none.
 
     Source: AWS SDKs and Tools Reference Guide, "Shared config and credentials files".
     """
@@ -204,24 +221,45 @@ def _aws_credentials(environ: Mapping[str, str]) -> dict[str, str | None]:
     }
     if found["access_key_id"] and found["secret_access_key"]:
         return found
-    home = environ.get("HOME")
-    path = environ.get("AWS_SHARED_CREDENTIALS_FILE") or (home and f"{home}/.aws/credentials")
-    if not path:
-        return {}
+    for path, profiles, section in _aws_profiles(environ):
+        found = {
+            name: profiles.get(section, f"aws_{name}", fallback=None)
+            for name in ("access_key_id", "secret_access_key", "session_token")
+        }
+        if found["access_key_id"] and found["secret_access_key"]:
+            _LOG.debug("cache type=s3: credentials are those of %s in %s", section, path)
+            return found
+    return {}
+
+
+def _foreign_credentials(environ: Mapping[str, str]) -> str:
+    """What would have to be asked for credentials, as the setting that says so; "" where nothing does."""
+    for _, profiles, section in _aws_profiles(environ):
+        for key in _AWS_SOURCES:
+            if profiles.has_option(section, key):
+                return f"{key} of profile {environ.get('AWS_PROFILE') or 'default'}"
+    return next((name for name in _AWS_VARIABLES if environ.get(name)), "")
+
+
+def _aws_profiles(environ: Mapping[str, str]) -> Iterator[tuple[str, RawConfigParser, str]]:
+    """The files that have the profile of the environment, parsed, with the section of it."""
     import configparser
 
-    profiles = configparser.RawConfigParser(default_section="", strict=False)
-    try:
-        profiles.read(path, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:
-        _LOG.info("%s cannot be read: %s", path, type(error).__name__)  # its lines are secrets
-        return {}
+    home = environ.get("HOME")
     profile = environ.get("AWS_PROFILE") or "default"
-    if not profiles.has_section(profile):
-        return {}
-    found = {
-        "access_key_id": profiles.get(profile, "aws_access_key_id", fallback=None),
-        "secret_access_key": profiles.get(profile, "aws_secret_access_key", fallback=None),
-        "session_token": profiles.get(profile, "aws_session_token", fallback=None),
-    }
-    return found if found["access_key_id"] and found["secret_access_key"] else {}
+    files = (
+        ("AWS_SHARED_CREDENTIALS_FILE", "credentials", profile),
+        ("AWS_CONFIG_FILE", "config", profile if profile == "default" else f"profile {profile}"),
+    )
+    for variable, name, section in files:
+        path = environ.get(variable) or (home and f"{home}/.aws/{name}")
+        if not path:
+            continue
+        profiles = configparser.RawConfigParser(default_section="", strict=False)
+        try:
+            profiles.read(path, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            _LOG.info("%s cannot be read: %s", path, type(error).__name__)  # its lines are secrets
+            continue
+        if profiles.has_section(section):
+            yield path, profiles, section

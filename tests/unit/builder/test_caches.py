@@ -166,6 +166,40 @@ def test_the_file_of_aws_credentials(tmp_path: Path, environ: dict[str, str], ex
     assert dict(caches.imports[0].attrs) == {"bucket": "b"} | expected
 
 
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"AWS_PROFILE": "login"}, "sso_session of profile login"),
+        ({"AWS_PROFILE": "role"}, "role_arn of profile role"),
+        ({"AWS_PROFILE": "none", "AWS_WEB_IDENTITY_TOKEN_FILE": "x"}, "AWS_WEB_IDENTITY_TOKEN_FILE"),
+        ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://x"}, "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        ({}, ""),
+        ({"AWS_PROFILE": "keys"}, ""),
+        ({"AWS_PROFILE": "role", "AWS_ACCESS_KEY_ID": "e", "AWS_SECRET_ACCESS_KEY": "f"}, ""),
+    ],
+)
+def test_aws_credentials_of_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, environ: dict[str, str], said: str
+) -> None:
+    """Keys in the file of settings are taken; what would have to be asked for is told of, once, with what to do."""
+    (tmp_path / "config").write_text(
+        "[profile login]\nsso_session = x\n[profile role]\nrole_arn=arn:aws:iam::1:role/x\n"
+        "[profile keys]\naws_access_key_id=a\naws_secret_access_key=hunter2\n"
+    )
+    caches = plan_caches(
+        [CacheSpec.parse("type=s3,bucket=b,region=r")],
+        [],
+        [],
+        environ={"AWS_CONFIG_FILE": str(tmp_path / "config")} | environ,
+        warn=True,
+    )
+    has_keys = {"access_key_id", "secret_access_key"} <= set(caches.imports[0].attrs)
+    assert has_keys == ("AWS_ACCESS_KEY_ID" in environ or environ.get("AWS_PROFILE") == "keys")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (1 if said else 0)
+    assert all(f"credentials by {said} are not fetched here" in text for text in warnings)
+
+
 def test_a_file_of_aws_credentials_that_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """None of its lines is shown."""
     caplog.set_level("DEBUG")
