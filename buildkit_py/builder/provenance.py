@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from buildkit_py.digest import Digest
 from buildkit_py.errors import ProtocolError, RPCError
+from buildkit_py.jsonfields import object_at, objects_at
 
 if TYPE_CHECKING:
     from buildkit_py.client import Client
@@ -55,35 +56,35 @@ async def recorded_provenance(client: Client, ref: str, mode: Mode = "min") -> d
 
 def _version_02(predicate: Mapping[str, object]) -> dict[str, object]:
     """The same in the words of the older format, which is what tools read."""
-    definition, details = _object(predicate, "buildDefinition"), _object(predicate, "runDetails")
-    outer, inner = _object(definition, "externalParameters"), _object(definition, "internalParameters")
-    source = _object(outer, "configSource")
+    definition, details = object_at(predicate, "buildDefinition"), object_at(predicate, "runDetails")
+    outer, inner = object_at(definition, "externalParameters"), object_at(definition, "internalParameters")
+    source = object_at(outer, "configSource")
     environment = {key: value for key, value in inner.items() if key not in ("buildConfig", "builderPlatform")}
     if "builderPlatform" in inner:
         environment["platform"] = inner["builderPlatform"]
     return _without_empty(
         {
-            "builder": _object(details, "builder") or {"id": ""},
+            "builder": object_at(details, "builder") or {"id": ""},
             "buildType": _BUILD_TYPE,
             "materials": [
                 {key: entry[key] for key in ("uri", "digest") if key in entry}
-                for entry in _objects(definition, "resolvedDependencies")
+                for entry in objects_at(definition, "resolvedDependencies")
             ],
             "invocation": {
                 "configSource": _without_empty(
                     {"uri": source.get("uri"), "digest": source.get("digest"), "entryPoint": source.get("path")}
                 ),
-                "parameters": _object(outer, "request"),
+                "parameters": object_at(outer, "request"),
                 "environment": environment,
             },
             "buildConfig": inner.get("buildConfig"),
-            "metadata": _metadata_02(_object(details, "metadata")),
+            "metadata": _metadata_02(object_at(details, "metadata")),
         }
     )
 
 
 def _metadata_02(metadata: Mapping[str, object]) -> dict[str, object]:
-    complete = _object(metadata, "buildkit_completeness")
+    complete = object_at(metadata, "buildkit_completeness")
     return _without_empty(
         {
             "buildInvocationID": metadata.get("invocationID") or metadata.get("invocationId"),
@@ -99,17 +100,6 @@ def _metadata_02(metadata: Mapping[str, object]) -> dict[str, object]:
             f"{_BUILD_TYPE}#metadata": metadata.get("buildkit_metadata"),
         }
     )
-
-
-def _object(fields: Mapping[str, object], key: str) -> dict[str, object]:
-    value = fields.get(key)
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
-
-
-def _objects(fields: Mapping[str, object], key: str) -> list[dict[str, object]]:
-    value = fields.get(key)
-    entries = cast("list[object]", value) if isinstance(value, list) else []
-    return [cast("dict[str, object]", entry) for entry in entries if isinstance(entry, dict)]
 
 
 def _without_empty(fields: Mapping[str, object]) -> dict[str, object]:

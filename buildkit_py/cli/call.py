@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from buildkit_py.cli.flags import boolean
 from buildkit_py.errors import InvalidOption, SourceSnippet
+from buildkit_py.jsonfields import object_at, objects_at
 from buildkit_py.options import parse_fields
 
 if TYPE_CHECKING:
@@ -81,31 +82,31 @@ def render(spec: CallSpec, result: CallResult, filename: str) -> Rendered:
 
 def _lint(fields: Mapping[str, object], filename: str) -> str:
     """All warnings, each with the lines that it is about."""
-    warnings, sources = _objects(fields, "warnings"), _objects(fields, "sources")
+    warnings, sources = objects_at(fields, "warnings"), objects_at(fields, "sources")
     if not warnings:
-        return "" if _object(fields, "buildError") else "Check complete, no warnings found.\n"
+        return "" if object_at(fields, "buildError") else "Check complete, no warnings found.\n"
     found = "1 warning has" if len(warnings) == 1 else f"{len(warnings)} warnings have"
     parts = [f"Check complete, {found} been found!\n"]
     # In the order of the file, those without a place first.
     for warning in sorted(warnings, key=_first_line):
         url = _text(warning, "url")
         lines = [f"WARNING: {_text(warning, 'ruleName')}{f' - {url}' if url else ''}", _text(warning, "detail")]
-        excerpt = _excerpt(_object(warning, "location"), sources, filename)
+        excerpt = _excerpt(object_at(warning, "location"), sources, filename)
         parts.append("\n".join([*lines, *([excerpt] if excerpt else [])]) + "\n")
-    return "\n".join(parts) + ("\n" if _object(fields, "buildError") else "")
+    return "\n".join(parts) + ("\n" if object_at(fields, "buildError") else "")
 
 
 def _build_error(fields: Mapping[str, object], filename: str) -> str:
-    error = _object(fields, "buildError")
+    error = object_at(fields, "buildError")
     if not error:
         return ""
-    excerpt = _excerpt(_object(error, "location"), _objects(fields, "sources"), filename)
+    excerpt = _excerpt(object_at(error, "location"), objects_at(fields, "sources"), filename)
     return f"ERROR: {_text(error, 'message')}\n" + (f"{excerpt}\n" if excerpt else "")
 
 
 def _first_line(warning: Mapping[str, object]) -> int:
-    ranges = _objects(_object(warning, "location"), "ranges")
-    return _number(_object(ranges[0], "start"), "line") if ranges else 0
+    ranges = objects_at(object_at(warning, "location"), "ranges")
+    return _number(object_at(ranges[0], "start"), "line") if ranges else 0
 
 
 def _excerpt(location: Mapping[str, object], sources: Sequence[Mapping[str, object]], filename: str) -> str:
@@ -118,8 +119,8 @@ def _excerpt(location: Mapping[str, object], sources: Sequence[Mapping[str, obje
     except (binascii.Error, ValueError):
         return ""
     ranges = tuple(
-        (_number(_object(entry, "start"), "line"), _number(_object(entry, "end"), "line"))
-        for entry in _objects(location, "ranges")
+        (_number(object_at(entry, "start"), "line"), _number(object_at(entry, "end"), "line"))
+        for entry in objects_at(location, "ranges")
     )
     return SourceSnippet(filename or _text(source, "filename"), "", data, ranges).excerpt()
 
@@ -131,11 +132,11 @@ def _outline(fields: Mapping[str, object]) -> str:
     if name or description:
         about = [("DESCRIPTION:", description)] if description else []
         parts.append(_table([("TARGET:", name or "(default)"), *about], gap=1))
-    if arguments := _objects(fields, "args"):
+    if arguments := objects_at(fields, "args"):
         rows = [(_text(item, "name"), _text(item, "value"), _text(item, "description")) for item in arguments]
         parts.append(_table([("BUILD ARG", "VALUE", "DESCRIPTION"), *rows], gap=3))
     for key, heading in (("secrets", "SECRET"), ("ssh", "SSH")):
-        if entries := _objects(fields, key):
+        if entries := objects_at(fields, key):
             required = [(_text(item, "name"), "true" if item.get("required") else "") for item in entries]
             parts.append(_table([(heading, "REQUIRED"), *required], gap=3))
     return "".join(f"{part}\n" for part in parts)
@@ -143,7 +144,7 @@ def _outline(fields: Mapping[str, object]) -> str:
 
 def _targets(fields: Mapping[str, object]) -> str:
     rows: list[tuple[str, ...]] = []
-    for target in _objects(fields, "targets"):
+    for target in objects_at(fields, "targets"):
         name = _text(target, "name")
         if target.get("default"):
             name = f"{name} (default)".strip()
@@ -155,17 +156,6 @@ def _table(rows: Sequence[tuple[str, ...]], *, gap: int) -> str:
     widths = [max(len(row[column]) for row in rows) + gap for column in range(len(rows[0]))]
     lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
-
-
-def _object(fields: Mapping[str, object], key: str) -> Mapping[str, object]:
-    value = fields.get(key)
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
-
-
-def _objects(fields: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
-    value = fields.get(key)
-    entries = cast("list[object]", value) if isinstance(value, list) else []
-    return [cast("dict[str, object]", entry) for entry in entries if isinstance(entry, dict)]
 
 
 def _text(fields: Mapping[str, object], key: str) -> str:

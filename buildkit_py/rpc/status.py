@@ -22,6 +22,7 @@ from buildkit_py.errors import (
     SourceDenied,
     SourceSnippet,
 )
+from buildkit_py.jsonfields import object_at, objects_at
 
 if TYPE_CHECKING:
     from google.rpc import status_pb2  # type: ignore[import-untyped]  # has no stubs
@@ -86,7 +87,7 @@ def solve_error(error: RPCError, *, ref: str = "", platform: str = "") -> SolveE
             case "errdefs.Vertex":
                 vertex = _text(document, "digest") or vertex
             case "errdefs.Solve":
-                vertex_name = _text(_object(document, "description"), "llb.customname") or vertex_name
+                vertex_name = _text(object_at(document, "description"), "llb.customname") or vertex_name
             case "errdefs.Source":
                 snippet = _snippet(document)
                 if snippet is not None and snippet not in sources and len(sources) < _MAX_SOURCES:
@@ -94,7 +95,7 @@ def solve_error(error: RPCError, *, ref: str = "", platform: str = "") -> SolveE
             case "gatewayapi.ExitMessage":
                 codes.append(_int(document, "Code"))
             case "policysession.DecisionResponse":
-                reasons += [_text(entry, "message") for entry in _objects(document, "denyMessages")]
+                reasons += [_text(entry, "message") for entry in objects_at(document, "denyMessages")]
             case _:
                 pass
     message = _HOP.sub("", error.message)
@@ -198,14 +199,14 @@ def _documents(details: Details) -> Iterator[tuple[str, Mapping[str, object]]]:
 
 
 def _snippet(document: Mapping[str, object]) -> SourceSnippet | None:
-    info = _object(document, "info")
+    info = object_at(document, "info")
     try:
         data = base64.b64decode(_text(info, "data"))
     except (binascii.Error, ValueError):
         return None
     ranges: list[tuple[int, int]] = []
-    for entry in _objects(document, "ranges"):
-        start, end = (_int(_object(entry, side), "line") for side in ("start", "end"))
+    for entry in objects_at(document, "ranges"):
+        start, end = (_int(object_at(entry, side), "line") for side in ("start", "end"))
         ranges.append((start, max(start, end)))
     return SourceSnippet(_text(info, "filename"), _text(info, "language"), data, tuple(ranges))
 
@@ -214,18 +215,6 @@ def _exit_code(codes: list[int], text: str) -> int | None:
     """The daemon says 255 for a code that it does not know; its text then decides."""
     known = [code for code in codes if 0 < code != _UNKNOWN_EXIT_CODE]
     return known[-1] if known else exit_code_in(text)
-
-
-def _object(document: Mapping[str, object], key: str) -> Mapping[str, object]:
-    value = document.get(key)
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
-
-
-def _objects(document: Mapping[str, object], key: str) -> Iterator[Mapping[str, object]]:
-    value = document.get(key)
-    for entry in cast("list[object]", value) if isinstance(value, list) else ():
-        if isinstance(entry, dict):
-            yield cast("dict[str, object]", entry)
 
 
 def _text(document: Mapping[str, object], key: str) -> str:
