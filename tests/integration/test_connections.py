@@ -21,8 +21,10 @@ import pytest
 import trustme
 from grpc import aio
 
-from buildkit_py.errors import ConnectFailed, ConnectionLost, InvalidAddress, InvalidOption, RPCError
-from buildkit_py.pb import control_pb2, control_pb2_grpc
+from buildkit_py.client import connect
+from buildkit_py.digest import Digest
+from buildkit_py.errors import ConnectFailed, ConnectionLost, InvalidAddress, InvalidOption, ProtocolError, RPCError
+from buildkit_py.pb import content_pb2, content_pb2_grpc, control_pb2, control_pb2_grpc
 from buildkit_py.rpc import Address, TLSConfig, map_rpc_error, open_connection
 from buildkit_py.rpc.bridge import BUFFER_BYTES, Stream, docker_opener, open_bridge, socket_reason
 
@@ -32,7 +34,9 @@ BIG = 1 << 20
 
 if TYPE_CHECKING:
     Servicer = object
+    ContentServicer = object
 else:
+    ContentServicer = content_pb2_grpc.ContentServicer
     Servicer = control_pb2_grpc.ControlServicer  # whose methods are abstract to type checkers alone
 
 
@@ -71,13 +75,32 @@ class Control(Servicer):
         await asyncio.Event().wait()
 
 
+class Content(ContentServicer):
+    """A content store that says the same for every digest, in two parts."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def Read(
+        self, request: content_pb2.ReadContentRequest, context: aio.ServicerContext[object, object]
+    ) -> AsyncGenerator[content_pb2.ReadContentResponse, None]:
+        half = len(self.data) // 2
+        for part in (self.data[:half], self.data[half:]):
+            yield content_pb2.ReadContentResponse(data=part)
+
+
 @contextlib.asynccontextmanager
 async def serving(
-    where: str, credentials: grpc.ServerCredentials | None = None, control: Control | None = None
+    where: str,
+    credentials: grpc.ServerCredentials | None = None,
+    control: Control | None = None,
+    content: Content | None = None,
 ) -> AsyncGenerator[aio.Server, None]:
     server = aio.server(options=[("grpc.max_metadata_size", 4 << 20), ("grpc.absolute_max_metadata_size", 4 << 20)])
     if control is not None:
         control_pb2_grpc.add_ControlServicer_to_server(cast(control_pb2_grpc.ControlServicer, control), server)
+    if content is not None:
+        content_pb2_grpc.add_ContentServicer_to_server(cast(content_pb2_grpc.ContentServicer, content), server)
     if credentials is None:
         server.add_insecure_port(where)
     else:
@@ -156,6 +179,18 @@ async def test_tcp(port: int) -> None:
         for host in ("127.0.0.1", "localhost"):
             async with open_connection(f"tcp://{host}:{port}") as connection:
                 assert (await connection.info()).buildkitVersion.version == "v1.2.3"
+
+
+async def test_blobs_of_the_daemon_are_checked(folder: Path) -> None:
+    """By their digest, and by how large they may be."""
+    data = b"statement"
+    serving_ = serving(f"unix:{folder}/s", control=Control(), content=Content(data))
+    async with serving_, connect(f"unix://{folder}/s") as client:
+        assert await client.read_blob(Digest.of(data), len(data)) == data
+        with pytest.raises(ProtocolError, match="has digest"):
+            await client.read_blob(Digest.of(b"another"), len(data))
+        with pytest.raises(ProtocolError, match="is more than 8 bytes"):
+            await client.read_blob(Digest.of(data), len(data) - 1)
 
 
 async def test_http_proxies_are_not_asked(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
