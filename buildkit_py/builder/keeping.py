@@ -123,7 +123,7 @@ class Keeping:
     def _note_loss(self, keep: Keep) -> None:
         """A classic store keeps file systems and a config: what else an image was to be is told of, not passed over."""
         lost = sorted(keep.attrs.keys() & _MANIFEST_ATTRS)
-        if self._plan.exports.annotations.items:
+        if keep.annotations.items:
             lost.insert(0, "annotations")
         if lost:
             self.notes.append(
