@@ -223,7 +223,7 @@ ROWS: Mapping[str, Row] = {
     "flag-cache-from-no-src": usage(
         build("--cache-from", "type=local"), "cache-from type=local: src=DIRECTORY is missing"
     ),
-    "flag-cache-from-word": usage(build("--cache-from", "type=registry,bare"), "cache 'bare': expected key=value"),
+    "flag-cache-from-word": usage(build("--cache-from", "type=registry,bare"), "cache: field 2 is not key=value"),
     "flag-call-format": usage(build("--call", "check,format=xml"), "expected METHOD[,format=json][,ignorestatus=true]"),
     "flag-label-no-name": usage(build("--label", "=v"), "--label '=v': expected NAME=VALUE"),
     "flag-network": usage(build("--network", "wat"), "network 'wat': expected default, host or none"),
@@ -250,7 +250,7 @@ ROWS: Mapping[str, Row] = {
     "flag-secret-missing": usage(build("--secret", "id=s,src=missing"), "secret s: missing does not exist"),
     "flag-secret-two-places": usage(build("--secret", "id=s,src=file,env=X"), "expected one place to take it from"),
     "flag-secret-type": usage(build("--secret", "id=s,type=magic"), "secret type=magic: expected file or env"),
-    "flag-secret-key": usage(build("--secret", "id=s,size=1"), "secret 'size': expected id=..."),
+    "flag-secret-key": usage(build("--secret", "id=s,size=1"), "secret: field 2: expected id=..."),
     "flag-shm-size": usage(build("--shm-size", "lots"), "--shm-size 'lots': expected a size"),
     "flag-ssh-missing": usage(build("--ssh", "default=missing"), "ssh default: missing"),
     "flag-ssh-no-id": usage(build("--ssh", "=file"), "ssh: the id is missing"),
