@@ -64,14 +64,31 @@ def described(run: Any, tree: Path, env: Mapping[str, str], *context: str | Path
     )
     assert done.code == 0, done.stderr
     fields = json.loads(metadata.read_text())
-    vcs = fields["buildx.build.provenance"]["metadata"].get(BUILDKIT, {}).get("vcs")
     blobs = layout / "blobs" / "sha256"
+    # Not from the metadata file: daemons before v0.14 lose it on the way there.
+    vcs = _vcs(_provenance(blobs, fields["containerimage.digest"]))
     config = (
         json.loads((blobs / fields["containerimage.config.digest"].partition(":")[2]).read_text())
         if ("containerimage.config.digest" in fields)
         else _config(blobs, fields["containerimage.digest"])
     )
     return vcs, config["config"].get("Labels"), metadata.read_text() + done.stderr
+
+
+def _provenance(blobs: Path, digest: str) -> Any:
+    """What is attested of the only image of an index."""
+    index = json.loads((blobs / digest.partition(":")[2]).read_text())
+    (entry,) = [entry for entry in index["manifests"] if "vnd.docker.reference.type" in entry.get("annotations", {})]
+    manifest = json.loads((blobs / entry["digest"].partition(":")[2]).read_text())
+    (layer,) = manifest["layers"]
+    return json.loads((blobs / layer["digest"].partition(":")[2]).read_text())["predicate"]
+
+
+def _vcs(predicate: Any) -> Any:
+    """Where the versions 0.2 and 1 of provenance have it."""
+    if "runDetails" in predicate:
+        return predicate["runDetails"]["metadata"].get("buildkit_metadata", {}).get("vcs")
+    return predicate["metadata"].get(BUILDKIT, {}).get("vcs")
 
 
 def _config(blobs: Path, digest: str) -> Any:
