@@ -136,7 +136,7 @@ GRAPHS: Mapping[str, tuple[features.Feature, llb.State]] = {
     "mode": (features.MODE_IN_WORDS, llb.scratch().copy(COPIED, "/", "/", mode="u+x")),
     "required": (
         features.REQUIRED_PATHS,
-        llb.scratch().copy(COPIED, "/", "/", include_patterns=["f"], required_paths=["f"]),
+        llb.scratch().copy(COPIED, "/", "/", include_patterns=["f"], required_paths=["/f"]),
     ),
     "symlink": (features.SYMLINK, llb.scratch().symlink("a", "/b")),
     "cgroup": (
