@@ -116,7 +116,7 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, _C
 
     Only the module of the command that is called gets imported: start-up time is what users feel.
     """
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    shared = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = shared.add_argument_group("daemon")
     group.add_argument("--addr", metavar="ADDR", help="daemon, such as unix:///run/buildkit/buildkitd.sock")
     group.add_argument("--tlscacert", metavar="FILE", help="CA certificate of the daemon")

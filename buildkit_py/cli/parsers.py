@@ -1,10 +1,10 @@
-"""Parsers that say what is wrong in one line, and those of subcommands, made when they are called."""
+"""Parsers that say what is wrong in one line, and those of subcommands."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,29 +16,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {self.prog} --help shows what it takes\n")
 
 
-class _Later:
-    """Stands in for the parser of a subcommand. One that is not called is not made: there are sixteen, and each takes
-    a third of a millisecond."""
-
-    def __init__(self, *, configure: Callable[[argparse.ArgumentParser], object] | None, **options: Any) -> None:
-        self._configure = configure
-        self._options = options
-
-    def parse_known_args(self, words: Sequence[str], namespace: None) -> tuple[argparse.Namespace, list[str]]:
-        """As that of the parser; all that argparse calls."""
-        parser = Parser(**self._options)
-        if self._configure is not None:
-            self._configure(parser)
-        return parser.parse_known_args(words, namespace)
-
-
 class Subcommands:
     """The subcommands of a parser, one of which must be named."""
 
     def __init__(self, parser: argparse.ArgumentParser, *, dest: str, metavar: str) -> None:
-        self._action = cast(
-            "Any", parser.add_subparsers(dest=dest, metavar=metavar, required=True, parser_class=cast("Any", _Later))
-        )
+        self._action = parser.add_subparsers(dest=dest, metavar=metavar, required=True, parser_class=Parser)
 
     def add(
         self,
@@ -46,12 +28,14 @@ class Subcommands:
         help_line: str,
         configure: Callable[[argparse.ArgumentParser], object] | None,
         *,
-        parents: Sequence[argparse.ArgumentParser] = (),
+        parents: Sequence[Parser] = (),
     ) -> None:
         """One more; configure gives its parser the arguments."""
-        self._action.add_parser(
-            name, help=help_line, description=help_line, allow_abbrev=False, parents=parents, configure=configure
+        made = self._action.add_parser(
+            name, help=help_line, description=help_line, allow_abbrev=False, parents=list(parents)
         )
+        if configure is not None:
+            configure(made)
 
 
 __all__ = ["Parser", "Subcommands"]
