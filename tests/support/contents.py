@@ -199,3 +199,10 @@ def index(
         fields["annotations"] = dict(annotations)
     raw = encode(fields) if raw is None else raw
     return Document(raw=raw, media_type=kind, entry=described(kind, raw), below=below)
+
+
+def listing(*children: Document, **fields: object) -> Document:
+    """An index, with other fields in the entry of the first child."""
+    first, *others = (dict(child.entry) for child in children)
+    raw = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [first | fields, *others]})
+    return Document(raw=raw, media_type=OCI_INDEX, entry=described(OCI_INDEX, raw), below=children)

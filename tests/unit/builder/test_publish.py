@@ -9,10 +9,10 @@ import pytest
 from buildkit_py.builder.exports import Push, tagged
 from buildkit_py.builder.publish import collect, push_root
 from buildkit_py.errors import NotFound, ProtocolError
-from buildkit_py.oci import OCI_INDEX, Descriptor
+from buildkit_py.oci import Descriptor
 from buildkit_py.platforms import Platform
 from buildkit_py.registry import Registry, StaticCredentials
-from tests.support.contents import Document, attestation, described, encode, image
+from tests.support.contents import Document, attestation, image, listing
 from tests.support.memory_registry import MemoryRegistry
 
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
@@ -29,13 +29,6 @@ def memory() -> Iterator[MemoryRegistry]:
 async def registry() -> AsyncIterator[Registry]:
     async with Registry(credentials=StaticCredentials({})) as client:
         yield client
-
-
-def listing(*children: Document, **fields: object) -> Document:
-    """An index, with other fields in the entry of the first child."""
-    first, *others = (dict(child.entry) for child in children)
-    raw = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [first | fields, *others]})
-    return Document(raw=raw, media_type=OCI_INDEX, entry=described(OCI_INDEX, raw), below=children)
 
 
 def root_of(document: Document) -> Descriptor:

@@ -9,9 +9,8 @@ import pytest
 from buildkit_py import imagetools
 from buildkit_py.errors import ImageError
 from buildkit_py.imagetools import CopyRequest, Verified, VerifyRequest
-from buildkit_py.oci import OCI_INDEX
 from buildkit_py.registry import Registry, StaticCredentials
-from tests.support.contents import Document, artifact, attestation, described, encode, image
+from tests.support.contents import Document, artifact, attestation, image, listing
 from tests.support.memory_registry import MemoryRegistry
 
 AMD64, ARM64 = image(), image("linux/arm64")
@@ -27,13 +26,6 @@ def memory() -> Iterator[MemoryRegistry]:
 async def registry() -> AsyncIterator[Registry]:
     async with Registry(credentials=StaticCredentials({})) as client:
         yield client
-
-
-def listing(*children: Document, **fields: object) -> Document:
-    """An index, with other fields in the entry of the first child."""
-    first, *others = (dict(child.entry) for child in children)
-    raw = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [first | fields, *others]})
-    return Document(raw=raw, media_type=OCI_INDEX, entry=described(OCI_INDEX, raw), below=children)
 
 
 async def verified(memory: MemoryRegistry, registry: Registry, document: Document) -> Verified:
